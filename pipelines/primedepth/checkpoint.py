@@ -1,0 +1,174 @@
+"""The released checkpoint: one file in the LDM layout that holds the UNet, the autoencoder and the labeller.
+
+Its keys are renamed on the fly; nothing is written. The text tower may or may not be in the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from vision3d.backbone import keymap
+from vision3d.backbone.loading import WeightSource, attach, empty_weights, open_checkpoint
+from vision3d.backbone.vae import SCALING_FACTOR, set_group_norm_eps
+from vision3d.errors import WeightsError
+from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefiner
+
+UNET, VAE, LABELLER, TEXT = "model.diffusion_model.", "first_stage_model.", "labeller.", "cond_stage_model."
+HEADS = {"depth": LABELLER + "depth_predictor.", "segmentation": LABELLER + "label_predictor."}
+
+
+@dataclass(frozen=True)
+class PrimeDepthConfig:
+    """Sizes of a single-file checkpoint; the defaults are the published ones (SD 2.1).
+
+    The names are the published configuration file's.
+    """
+
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_ds: tuple[int, ...] = (4, 2, 1)
+    num_head_channels: int = 64
+    context_dim: int = 1024
+    use_linear_in_transformer: bool = True
+    refiner_model_ratio: float = 0.5
+    n_ca_maps: int = 77
+    channels2predictor: int = 512
+    vae_ch: int = 128
+    label_channels: Mapping[str, int] = field(default_factory=lambda: {"depth": 3, "segmentation": 150})
+
+    @property
+    def unet(self) -> dict[str, Any]:
+        """The diffusers configuration of the UNet."""
+        widths = tuple(self.model_channels * m for m in self.channel_mult)
+        attends = [2**level in self.attention_ds for level in range(len(widths))]
+        return {
+            "sample_size": 96,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": widths,
+            "layers_per_block": self.num_res_blocks,
+            "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            "cross_attention_dim": self.context_dim,
+            "attention_head_dim": tuple(w // self.num_head_channels for w in widths),
+            "use_linear_projection": self.use_linear_in_transformer,
+        }
+
+    @property
+    def vae(self) -> dict[str, Any]:
+        """The diffusers configuration of the autoencoder."""
+        widths = tuple(self.vae_ch * m for m in (1, 2, 4, 4))
+        return {
+            "block_out_channels": widths,
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "layers_per_block": 2,
+            "latent_channels": 4,
+            "sample_size": 768,
+            "scaling_factor": SCALING_FACTOR,
+        }
+
+
+def labeller_key(key: str) -> str | None:
+    """Our refiner's name of a checkpoint tensor (prefix ``labeller.`` removed); None for the heads' tensors."""
+    for theirs, ours in (
+        ("convs_features", "feature_projections"),
+        ("convs_attentions", "attention_projections"),
+        ("convs_merge", "merges"),
+    ):
+        if key.startswith(theirs + "."):
+            return ours + key[len(theirs) :]
+    for theirs, ours in (("refiner.out.0", "norm_out"), ("refiner.out.2", "conv_out")):
+        if key.startswith(theirs + "."):
+            return ours + key[len(theirs) :]
+    if match := re.match(r"refiner\.output_blocks\.(\d+)\.(\d)\.(.+)", key):
+        i, part, tail = match.groups()
+        if part == "0":
+            for theirs, ours in keymap.RESNET.items():
+                if tail.startswith(theirs + "."):
+                    return f"blocks.{i}.resnet.{ours}{tail[len(theirs) :]}"
+        return f"blocks.{i}.{'upsampler' if tail.startswith('conv.') else 'attention'}.{tail}"
+    return None
+
+
+def load_networks(
+    path: str | Path,
+    config: PrimeDepthConfig | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> dict[str, nn.Module]:
+    """The networks of a single-file checkpoint, bound to their weights (loaded at first use).
+
+    Args:
+        path: ``.ckpt``, ``.pt`` or ``.safetensors``, with or without a ``state_dict`` wrapper.
+        config: sizes, the published ones by default.
+        dtype: floating dtype to load as; None keeps the file's.
+        tensors: the checkpoint's tensors, if they are at hand already.
+
+    Returns:
+        ``vae``, ``unet``, ``refiner``, ``depth_head``, ``segmentation_head``.
+
+    Raises:
+        WeightsError: a ``labeller``, UNet or autoencoder tensor is missing or of another shape, or an unknown
+            ``labeller`` tensor is present; the message names it.
+    """
+    path, config = Path(path), config or PrimeDepthConfig()
+    kept = tensors
+    tensors = open_checkpoint(path) if tensors is None else tensors
+    if not any(key.startswith(LABELLER) for key in tensors):
+        examples = ", ".join(sorted(tensors)[:2])
+        raise WeightsError(
+            f"{path.name}: not a PrimeDepth checkpoint, it has no 'labeller.*' tensors but {examples} ...",
+            "give the released PrimeDepth file, or a folder written by save_pretrained",
+        )
+    with empty_weights():
+        networks: dict[str, nn.Module] = {
+            "vae": AutoencoderKL(**config.vae),
+            "unet": UNet2DConditionModel(**config.unet),
+            "refiner": PreimageRefiner.for_unet(
+                config.unet,
+                ratio=config.refiner_model_ratio,
+                num_head_channels=config.num_head_channels,
+                tokens=config.n_ca_maps,
+                out_channels=config.channels2predictor,
+            ),
+        }
+        widths = tuple(config.vae_ch * m for m in (1, 2, 4, 4))
+        for name, channels in config.label_channels.items():
+            networks[f"{name}_head"] = PredictionHead(config.channels2predictor, channels, widths)
+    set_group_norm_eps(networks["vae"], 1e-5)
+
+    names = {
+        "vae": keymap.select(tensors, VAE, keymap.vae_key),
+        "unet": keymap.select(tensors, UNET, lambda key: keymap.unet_key(key, config.num_res_blocks)),
+        "refiner": keymap.select(tensors, LABELLER, labeller_key),
+    }
+    known = set(names["refiner"].values())
+    for head in config.label_channels:
+        renamed = keymap.select(tensors, HEADS[head], keymap.decoder_key)
+        known |= set(renamed.values())
+        names[f"{head}_head"] = {f"decoder.{name}": key for name, key in renamed.items()}
+    stray = sorted(key for key in tensors if key.startswith(LABELLER) and key not in known)
+    if stray:
+        raise WeightsError(
+            f"{path.name}: unexpected tensors {', '.join(stray[:4])}" + (" ..." if len(stray) > 4 else ""),
+            "this file is of another version of PrimeDepth",
+        )
+    for name, network in networks.items():
+        if name == "vae" and not any(key.startswith("decoder.") for key in names["vae"]):
+            network.decoder, network.post_quant_conv = None, None  # some files leave the unused half out
+        source = WeightSource(path, names[name], dtype=dtype, label=f"PrimeDepth {name}", tensors=kept)
+        if name == "vae" or name.endswith("head"):
+            source.transform = keymap.as_linear
+        attach(network, source, load=False)
+    return networks

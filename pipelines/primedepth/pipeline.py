@@ -1,0 +1,530 @@
+"""PrimeDepth: affine-invariant inverse depth of one photograph from a single Stable Diffusion step.
+
+The image is encoded, almost no noise is added (t = 1), the UNet runs once, and a refiner and a head turn what the
+UNet held meanwhile into depth (Zavadski, Kalšan, Rother: "PrimeDepth: Efficient Monocular Depth Estimation with
+a Stable Diffusion Preimage", ACCV 2024). Values are unbounded and only their order and affine relation mean
+something: larger is nearer, the unit and the zero are unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vision3d.backbone import loading
+from vision3d.backbone.schedule import add_noise
+from vision3d.backbone.vae import encode_moments
+from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+from vision3d.errors import InputError, WeightsError
+from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
+from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
+from vision3d.pipelines.primedepth.tiling import Tiling, blend_tiles
+from vision3d.progress import progress, say
+
+if TYPE_CHECKING:
+    from vision3d.io.images import Photo
+    from vision3d.pipelines.primedepth.ensemble import SecondOpinion
+    from vision3d.results import DepthPrediction
+
+SPACE = "affine-invariant inverse depth"
+ACTIVATION_BYTES_PER_PIXEL = 4 * 640
+"""Peak of the lean head at published widths, fp32, in bytes per image pixel (measured; README)."""
+
+
+def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, int]:
+    """Size ``(height, width)`` at which an image is processed.
+
+    Images within ``max_size`` keep their size. Larger ones are scaled as torchvision's ``Resize`` does: a square to
+    ``max_size``, others to a shorter side of ``max_size - 1`` unless the longer then exceeds ``max_size``.
+    """
+    if max(height, width) <= max_size:
+        return height, width
+    if height == width:
+        return max_size, max_size
+    short, long = min(height, width), max(height, width)
+    new_short, new_long = max_size - 1, int((max_size - 1) * long / short)
+    if new_long > max_size:
+        new_short, new_long = int(max_size * new_short / new_long), max_size
+    return (new_short, new_long) if height < width else (new_long, new_short)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """PIL's antialiased bilinear resize of ``(H, W, 3)`` uint8 to ``size`` (height, width)."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+class PrimeDepth(DiffusionPipeline):
+    """Affine-invariant inverse depth, and optionally ADE20K segmentation, of photographs.
+
+    Args:
+        vae: autoencoder with GroupNorm epsilon 1e-5; only its encoder is used.
+        unet: frozen Stable Diffusion UNet.
+        refiner: reads the UNet's preimage.
+        depth_head: refiner output to three channels whose mean is the inverse depth.
+        segmentation_head: refiner output to 150 class logits; may be absent.
+        text_encoder, tokenizer: tower for the caption, all layers and the final norm ("last"); may be absent when
+            only prompts whose embeddings are cached are used.
+    """
+
+    model_cpu_offload_seq = "text_encoder->vae->unet->refiner->depth_head->segmentation_head"
+    _optional_components = ["segmentation_head", "text_encoder", "tokenizer"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        refiner: PreimageRefiner,
+        depth_head: PredictionHead,
+        segmentation_head: PredictionHead | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            refiner=refiner,
+            depth_head=depth_head,
+            segmentation_head=segmentation_head,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.weights_name = "custom"
+        self.weights_sha256: str | None = None
+        self._sequential = False
+        self._memory_budget: int | None = None
+        self._prompts: dict[str, Tensor] = {}
+        self._device = torch.device("cpu")
+
+    # ------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        device: str = "auto",
+        memory: str | int = "auto",
+        config: PrimeDepthConfig | None = None,
+        **components: Any,
+    ) -> PrimeDepth:
+        """Loads the pipeline from a released single file or from a folder written by ``save_pretrained``.
+
+        Args:
+            pretrained_model_name_or_path: file or folder; None takes the weights that ship with the package.
+            torch_dtype: floating dtype; by default fp32 on CPU, bf16 or fp16 on CUDA.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+            memory: budget such as ``6.5G``; below what everything resident needs, networks are loaded when their
+                turn comes and let go after it, and large images are split into tiles.
+            config: sizes of a single-file checkpoint other than the published ones.
+            components: networks that replace the stored ones, by name.
+
+        Raises:
+            WeightsError: missing, damaged or foreign weights.
+        """
+        from vision3d.weights import resolve
+
+        place = resolve_device(device)
+        dtype = resolve_dtype(torch_dtype if torch_dtype is not None else "auto", place)
+        path, name = resolve("primedepth", pretrained_model_name_or_path)
+        if path.is_file():
+            networks: dict[str, Any] = dict(load_networks(path, config, dtype=dtype))
+        else:
+            networks = cls._from_folder(path, dtype)
+        networks.update(components)
+        networks.setdefault("segmentation_head", None)
+        pipeline = cls(**networks)
+        pipeline.weights_name, pipeline.weights_sha256 = name, loading.fingerprint(path)
+        pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
+        pipeline._place(place)
+        return pipeline
+
+    @staticmethod
+    def _from_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+        index = loading.read_config(folder, "model_index.json")
+        if index.get("_class_name") != "PrimeDepth":
+            raise WeightsError(
+                f"{folder}: this folder holds a {index.get('_class_name', 'pipeline of unknown class')}",
+                "give a PrimeDepth folder",
+            )
+        kinds: dict[str, type] = {
+            "vae": AutoencoderKL,
+            "unet": UNet2DConditionModel,
+            "refiner": PreimageRefiner,
+            "depth_head": PredictionHead,
+            "segmentation_head": PredictionHead,
+        }
+        networks: dict[str, Any] = {}
+        for name, kind in kinds.items():
+            if (folder / name).is_dir():
+                networks[name] = loading.load_component(kind, folder / name, dtype=dtype, load=False)
+        from vision3d.backbone.vae import set_group_norm_eps
+
+        missing = [n for n in ("vae", "unet", "refiner", "depth_head") if n not in networks]
+        if missing:
+            raise WeightsError(f"{folder}: no {', '.join(missing)} in this folder", "it is incomplete; get it again")
+        set_group_norm_eps(networks["vae"], 1e-5)
+        if (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir():
+            networks["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+            networks["text_encoder"] = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype)
+        return networks
+
+    def _place(self, device: torch.device) -> None:
+        """Decides whether all networks stay resident, and loads them if so."""
+        needed = loading.parameter_bytes(self.vae.encoder, self.unet, self.refiner, self.depth_head)
+        reserve = 3 << 29  # the interpreter, its libraries and activations
+        self._sequential = self._memory_budget is not None and self._memory_budget < needed + reserve
+        self._device = device
+        if not self._sequential:
+            for network in (self.vae, self.unet, self.refiner, self.depth_head):
+                loading.load_weights(network, device, self._used_parts(network))
+
+    @contextmanager
+    def _resident(self, *networks: nn.Module) -> Iterator[None]:
+        """Weights of these networks are on the device inside; released after, in sequential mode."""
+        for network in networks:
+            hook = getattr(network, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(network)
+            else:
+                loading.load_weights(network, self._device, self._used_parts(network))
+        try:
+            yield
+        finally:
+            if self._sequential:
+                for network in networks:
+                    loading.release_weights(network)
+
+    def _used_parts(self, network: nn.Module) -> tuple[str, ...]:
+        """The decoder of the autoencoder is never run, so it is never read from disk."""
+        return ("encoder", "quant_conv") if network is self.vae else ()
+
+    def to(self, *args: Any, **kwargs: Any) -> PrimeDepth:
+        """Moves (and casts) every loaded network, as ``DiffusionPipeline.to`` does."""
+        for network in self.components.values():
+            if isinstance(network, nn.Module):
+                loading.load_weights(network)
+        super().to(*args, **kwargs)
+        self._device = self.unet.device
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes a diffusers folder: one subfolder per network, safetensors."""
+        for network in self.components.values():
+            if isinstance(network, nn.Module):
+                loading.load_weights(network)
+        super().save_pretrained(str(save_directory), **kwargs)
+
+    # ------------------------------------------------------------------ networks
+
+    def prompt_embeddings(self, prompt: str = "") -> Tensor:
+        """Text context ``(1, 77, width)`` of a caption; computed once and cached on disk.
+
+        Raises:
+            WeightsError: the embedding is not cached and no text tower is at hand.
+        """
+        if prompt not in self._prompts:
+            from vision3d.backbone.text import TextEncoder
+
+            if self.text_encoder is None or self.tokenizer is None:
+                raise WeightsError(
+                    f"no text encoder to embed the prompt {prompt!r}",
+                    "add text_encoder and tokenizer (OpenCLIP ViT-H/14, 24 layers) to the weights",
+                )
+            encoder = TextEncoder(self.text_encoder, self.tokenizer, pad=0)
+            self._prompts[prompt] = encoder.embed([prompt], layer="last")
+        return self._prompts[prompt]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latents ``(B, 4, h/8, w/8)`` of images in [0, 1]; the posterior mean unless ``noise`` is given."""
+        with self._resident(self.vae):
+            mean, logvar = encode_moments(self.vae, images)
+        if noise is not None:
+            mean = mean + (0.5 * logvar).exp() * noise
+        return mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def refine(self, latents: Tensor, noise: Tensor, context: Tensor, probe: Probe | None = None) -> Tensor:
+        """Refiner output for clean latents: noise to t = 1, one UNet pass, the refiner beside it."""
+        noisy = add_noise(latents, noise, TIMESTEP)
+        with self._resident(self.unet, self.refiner):
+            return self.refiner(self.unet, noisy, context.to(noisy), probe=probe)
+
+    @torch.no_grad()
+    def predict_depth(self, refined: Tensor) -> Tensor:
+        """Inverse depth ``(B, 1, 8h, 8w)``: the mean of the head's channels."""
+        with self._resident(self.depth_head):
+            return self.depth_head(refined).mean(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def predict_segmentation(self, refined: Tensor) -> Tensor:
+        """ADE20K class logits ``(B, 150, 8h, 8w)``.
+
+        Raises:
+            WeightsError: these weights have no segmentation head.
+        """
+        if self.segmentation_head is None:
+            raise WeightsError("these weights have no segmentation head", "run without segmentation")
+        with self._resident(self.segmentation_head):
+            return self.segmentation_head(refined)
+
+    # ------------------------------------------------------------------ images
+
+    def predict(
+        self,
+        photos: Sequence[Photo],
+        *,
+        prompt: str | Sequence[str] = "",
+        max_size: int = 1024,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        deterministic: bool = True,
+        segmentation: bool = False,
+        second_opinion: SecondOpinion | None = None,
+        tile: int | None = None,
+    ) -> list[DepthPrediction]:
+        """Predictions for photographs, in order; those of one size and prompt run as one batch.
+
+        Args:
+            photos: loaded photographs.
+            prompt: caption of all, or one for each; the UNet's text input. Empty is what training dropped to.
+            max_size: longest side that is processed; larger photographs are scaled down, and the result up again.
+            seed: of the noise. Each photograph draws its own, so results do not depend on the batch.
+            generator: draws the noise of all photographs in turn instead of ``seed``; must live on the CPU.
+            deterministic: encode to the posterior mean; otherwise it is sampled.
+            segmentation: also predict ADE20K classes.
+            second_opinion: another affine-invariant depth whose aligned values are averaged in.
+            tile: side of the tiles that a photograph is split into when it is larger; None splits only when the
+                memory budget asks for it.
+
+        Returns:
+            Inverse depth at each photograph's own size.
+
+        Raises:
+            InputError: an argument is out of range.
+            WeightsError: no segmentation head, or no text tower for a new prompt.
+        """
+        prompts = [prompt] * len(photos) if isinstance(prompt, str) else list(prompt)
+        self.check_inputs(len(photos), prompts, max_size, tile)
+        jobs: dict[tuple[tuple[int, int], str], list[int]] = {}
+        for i, photo in enumerate(photos):
+            jobs.setdefault((working_size(*photo.size, max_size), prompts[i]), []).append(i)
+        results: dict[int, DepthPrediction] = {}
+        settings = {
+            "prompt": prompt if isinstance(prompt, str) else None,
+            "max_size": max_size,
+            "deterministic": deterministic,
+            "segmentation": segmentation,
+            "tile": tile,
+            "second_opinion": getattr(second_opinion, "name", None),
+            "dtype": str(self.unet.dtype).removeprefix("torch."),
+        }
+        for (size, caption), members in jobs.items():
+            arrays = [resize_image(photos[i].to_uint8(), size) for i in members]
+            images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(self._device).float() / 255
+            context = self.prompt_embeddings(caption)
+            noises = [self._noise(size, seed, generator, deterministic) for _ in members]
+            depth, classes = self._dense(images, noises, context, segmentation, self._tile_side(size, tile))
+            for row, i in enumerate(members):
+                results[i] = self._result(
+                    photos[i], depth[row : row + 1], classes[row] if classes is not None else None,
+                    second_opinion, {**settings, "prompt": caption}, seed if generator is None else None,
+                )  # fmt: skip
+        return [results[i] for i in range(len(photos))]
+
+    def check_inputs(self, count: int, prompts: Sequence[str], max_size: int, tile: int | None) -> None:
+        """Refuses arguments that cannot work.
+
+        Raises:
+            InputError: naming the argument.
+        """
+        if count and len(prompts) != count:
+            raise InputError(f"{len(prompts)} prompts for {count} images", "give one prompt, or one for each image")
+        if max_size < 16:
+            raise InputError(f"max_size {max_size}", "give at least 16 pixels")
+        if tile is not None and tile < 64:
+            raise InputError(f"tile {tile}", "give at least 64 pixels")
+
+    def _noise(
+        self, size: tuple[int, int], seed: int, generator: torch.Generator | None, deterministic: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Noise of the posterior (None: its mean is taken) and of the diffusion step, drawn in that order on the CPU."""
+        source = generator or torch.Generator().manual_seed(seed)
+        shape = (1, 4, size[0] // 8, size[1] // 8)
+        posterior = None if deterministic else torch.randn(shape, generator=source)
+        return posterior, torch.randn(shape, generator=source)
+
+    def _tile_side(self, size: tuple[int, int], tile: int | None) -> int | None:
+        """Side of tiles that fit the memory budget, or None when the whole image does."""
+        if tile is None and self._memory_budget is not None:
+            resident = loading.parameter_bytes(self.unet, self.refiner) + (2 << 29)
+            if not self._sequential:
+                resident += loading.parameter_bytes(self.vae.encoder, self.depth_head)
+            if self._sequential:
+                resident = loading.parameter_bytes(self.depth_head) + (2 << 29)
+            widest = self.depth_head.config.block_out_channels
+            per_pixel = 4 * (2 * widest[0] + 3 * widest[1])
+            pixels = max(0, self._memory_budget - resident) / per_pixel
+            tile = max(256, int(pixels**0.5) // 64 * 64)
+        return tile if tile is not None and max(size) > tile else None
+
+    def _dense(
+        self,
+        images: Tensor,
+        noises: Sequence[tuple[Tensor | None, Tensor]],
+        context: Tensor,
+        segmentation: bool,
+        tile: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inverse depth ``(B, 1, ~h, ~w)`` and class indices ``(B, ~h, ~w)`` of equal-size images in [0, 1]."""
+        if tile is None:
+            posterior = None if noises[0][0] is None else torch.cat([n[0] for n in noises if n[0] is not None])
+            refined = self.refine(
+                self.encode(images, posterior.to(images) if posterior is not None else None),
+                torch.cat([n[1] for n in noises]).to(images.device, self.vae.dtype),
+                context,
+            )
+            depth = self.predict_depth(refined).float()
+            classes = self.predict_segmentation(refined).argmax(dim=1) if segmentation else None
+            return depth, classes
+        return self._tiled(images, noises, context, segmentation, tile)
+
+    def _tiled(
+        self,
+        images: Tensor,
+        noises: Sequence[tuple[Tensor | None, Tensor]],
+        context: Tensor,
+        segmentation: bool,
+        tile: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """A whole-image pass small enough for one tile, then tiles fitted to it and blended."""
+        height, width = images.shape[-2:]
+        scale = tile / max(height, width)
+        small_size = max(16, round(height * scale)), max(16, round(width * scale))
+        small = F.interpolate(images, size=small_size, mode="bilinear", antialias=True)
+        grid = tuple(side // 8 for side in small_size)
+        first = [tuple(None if n is None else n[..., : grid[0], : grid[1]] for n in pair) for pair in noises]
+        whole, coarse_classes = self._dense(small, first, context, segmentation, None)  # type: ignore[arg-type]
+        reference = F.interpolate(whole, size=(height, width), mode="bilinear", align_corners=False)
+        tiling = Tiling(height, width, tile)
+        parts, labels = [], []
+        for box in progress(tiling.boxes, description="tiles"):
+            top, left, bottom, right = box
+            cells = (slice(None), slice(None), slice(0, (bottom - top) // 8), slice(0, (right - left) // 8))
+            cut = [tuple(None if n is None else n[cells] for n in pair) for pair in noises]
+            part, part_classes = self._dense(
+                images[:, :, top:bottom, left:right], cut, context, segmentation, None  # type: ignore[arg-type]
+            )
+            parts.append(F.interpolate(part, size=(bottom - top, right - left), mode="bilinear"))
+            labels.append(part_classes)
+        depth = blend_tiles(parts, tiling, reference)
+        if coarse_classes is None:
+            return depth, None
+        classes = F.interpolate(coarse_classes[:, None].float(), size=(height, width), mode="nearest")[:, 0].long()
+        for (top, left, bottom, right), part_classes in zip(tiling.boxes, labels, strict=True):
+            assert part_classes is not None
+            h, w = part_classes.shape[-2:]
+            classes[:, top : top + h, left : left + w] = part_classes
+            del bottom, right
+        return depth, classes
+
+    def _result(
+        self,
+        photo: Photo,
+        depth: Tensor,
+        classes: Tensor | None,
+        second_opinion: SecondOpinion | None,
+        settings: dict[str, Any],
+        seed: int | None,
+    ) -> DepthPrediction:
+        from vision3d.results import DepthPrediction, Provenance
+
+        full = F.interpolate(depth, size=photo.size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+        if second_opinion is not None:
+            full = second_opinion.average(full, photo)
+        segmentation = None
+        if classes is not None:
+            labels = F.interpolate(classes[None, None].float(), size=photo.size, mode="nearest")[0, 0]
+            segmentation = labels.cpu().numpy().astype(np.uint8)
+        return DepthPrediction(
+            depth=np.ascontiguousarray(full, dtype=np.float32),
+            space=SPACE,
+            photo=photo,
+            segmentation=segmentation,
+            provenance=Provenance(
+                method="PrimeDepth",
+                weights=self.weights_name,
+                weights_sha256=self.weights_sha256,
+                settings=settings,
+                seed=seed,
+            ),
+        )
+
+    def stream(self, photos: Iterable[Photo], *, batch_size: int = 1, **options: Any) -> Iterator[DepthPrediction]:
+        """Predictions one after the other, reading ``photos`` only as far as the next batch.
+
+        When memory runs out on a GPU, the batch is halved and tried again.
+        """
+        batch: list[Photo] = []
+        for photo in photos:
+            batch.append(photo)
+            if len(batch) == batch_size:
+                yield from self._halving(batch, options)
+                batch = []
+        if batch:
+            yield from self._halving(batch, options)
+
+    def _halving(self, batch: list[Photo], options: dict[str, Any]) -> list[DepthPrediction]:
+        try:
+            return self.predict(batch, **options)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            torch.cuda.empty_cache()
+            say(f"out of memory with {len(batch)} images at once; trying {len(batch) // 2}")
+            half = len(batch) // 2
+            return self._halving(batch[:half], options) + self._halving(batch[half:], options)
+
+    def __call__(self, images: Any, *, batch_size: int = 1, **options: Any) -> DepthPrediction | list[DepthPrediction]:
+        """Inverse depth of whatever holds images.
+
+        Args:
+            images: a path, folder, glob, video, PIL image, array or tensor, or a list of these.
+            batch_size: images per pass; those of one size run together.
+            options: as for :meth:`predict`.
+
+        Returns:
+            One prediction for one image, else a list of them in order.
+
+        Raises:
+            InputError: nothing there that can be read as an image.
+        """
+        from vision3d.io.images import iter_photos, load_photo
+
+        if not isinstance(images, (list, tuple)) and not _holds_many(images):
+            return self.predict([load_photo(images)], **options)[0]
+        photos = (reference.load() for reference in iter_photos(images))
+        return list(self.stream(photos, batch_size=batch_size, **options))
+
+
+def _holds_many(source: Any) -> bool:
+    """Whether a source is a folder, glob, video or batch rather than one image."""
+    if isinstance(source, (str, Path)):
+        from vision3d.io.images import is_video
+
+        return Path(source).is_dir() or is_video(Path(source)) or any(c in str(source) for c in "*?[")
+    return getattr(source, "ndim", 0) == 4 and source.shape[0] != 1

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("EGL_PLATFORM", "surfaceless")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of larger fixtures and real data beside the checkout; tests that need it skip without."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the larger fixtures beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The fixtures that travel with the repository."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def example_photo() -> Path:
+    """The real photograph that `make demo` uses."""
+    return ROOT / "examples" / "desk.png"

@@ -1,0 +1,108 @@
+"""Names of the same tensors in the two layouts of Stable Diffusion: LDM single files and diffusers folders.
+
+Each function renames one LDM key to its diffusers counterpart, by rule, for any number of levels; returning
+``None`` means that the key belongs to no network (schedule buffers, EMA counters).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+
+def _resnet(tail: str) -> str:
+    for ldm, ours in RESNET.items():
+        if tail.startswith(ldm + "."):
+            return ours + tail[len(ldm) :]
+    return tail
+
+
+def unet_key(key: str, res_blocks: int = 2, levels: int = 4) -> str | None:
+    """Diffusers name of an LDM UNet tensor (prefix ``model.diffusion_model.`` removed)."""
+    per_level = res_blocks + 1
+    for ldm, ours in (
+        ("time_embed.0", "time_embedding.linear_1"),
+        ("time_embed.2", "time_embedding.linear_2"),
+        ("input_blocks.0.0", "conv_in"),
+        ("out.0", "conv_norm_out"),
+        ("out.2", "conv_out"),
+    ):
+        if key.startswith(ldm + "."):
+            return ours + key[len(ldm) :]
+    if match := re.match(r"middle_block\.(\d)\.(.+)", key):
+        part, tail = int(match[1]), match[2]
+        return f"mid_block.attentions.0.{tail}" if part == 1 else f"mid_block.resnets.{part // 2}.{_resnet(tail)}"
+    if match := re.match(r"input_blocks\.(\d+)\.(\d)\.(.+)", key):
+        level, block = divmod(int(match[1]) - 1, per_level)
+        if block == res_blocks:
+            return f"down_blocks.{level}.downsamplers.0.conv{match[3].removeprefix('op')}"
+        if match[2] == "0":
+            return f"down_blocks.{level}.resnets.{block}.{_resnet(match[3])}"
+        return f"down_blocks.{level}.attentions.{block}.{match[3]}"
+    if match := re.match(r"output_blocks\.(\d+)\.(\d)\.(.+)", key):
+        level, block = divmod(int(match[1]), per_level)
+        if match[2] == "0":
+            return f"up_blocks.{level}.resnets.{block}.{_resnet(match[3])}"
+        if match[3].startswith("conv."):
+            return f"up_blocks.{level}.upsamplers.0.{match[3]}"
+        return f"up_blocks.{level}.attentions.{block}.{match[3]}"
+    return None
+
+
+def vae_key(key: str, levels: int = 4) -> str | None:
+    """Diffusers name of an LDM autoencoder tensor (prefix ``first_stage_model.`` removed)."""
+    if key.startswith(("quant_conv.", "post_quant_conv.")):
+        return key
+    match = re.match(r"(encoder|decoder)\.(.+)", key)
+    if not match:
+        return None
+    side, rest = match[1], match[2]
+    if inner := re.match(r"mid\.block_(\d)\.(.+)", rest):
+        rest = f"mid_block.resnets.{int(inner[1]) - 1}.{inner[2]}"
+    elif inner := re.match(r"mid\.attn_1\.(norm|q|k|v|proj_out)\.(.+)", rest):
+        rest = f"mid_block.attentions.0.{VAE_ATTENTION[inner[1]]}.{inner[2]}"
+    elif inner := re.match(r"(down|up)\.(\d)\.(block\.(\d)|downsample|upsample)\.(.+)", rest):
+        level = int(inner[2]) if inner[1] == "down" else levels - 1 - int(inner[2])
+        part = f"resnets.{inner[4]}" if inner[4] else f"{inner[3]}rs.0"
+        rest = f"{inner[1]}_blocks.{level}.{part}.{inner[5]}"
+    else:
+        rest = re.sub(r"^norm_out\.", "conv_norm_out.", rest)
+    return f"{side}.{rest}".replace("nin_shortcut", "conv_shortcut")
+
+
+def decoder_key(key: str, levels: int = 4) -> str | None:
+    """Diffusers ``Decoder`` name of a tensor of an LDM decoder that stands alone (a prediction head)."""
+    renamed = vae_key("decoder." + key, levels)
+    return None if renamed is None else renamed.removeprefix("decoder.")
+
+
+def as_linear(key: str, value: Tensor) -> Tensor:
+    """LDM keeps the autoencoder's attention projections as 1x1 convolutions; diffusers as linear layers."""
+    if ".attentions." in key and value.ndim == 4 and key.endswith("weight") and value.shape[2:] == (1, 1):
+        return value[:, :, 0, 0]
+    return value
+
+
+def select(
+    tensors: Mapping[str, Tensor] | Iterable[str], prefix: str, rename: Callable[[str], str | None]
+) -> dict[str, str]:
+    """Map of new name to full key for every key under ``prefix`` that ``rename`` knows."""
+    chosen: dict[str, str] = {}
+    for key in tensors:
+        if key.startswith(prefix):
+            renamed = rename(key[len(prefix) :])
+            if renamed is not None:
+                chosen[renamed] = key
+    return chosen

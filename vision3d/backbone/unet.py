@@ -1,0 +1,220 @@
+"""The Stable Diffusion UNet, read as it runs.
+
+``walk`` is a forward pass over the stock diffusers modules that yields every intermediate by name. Whoever
+has what they need stops iterating, and nothing after that point is computed: early exit is a ``break``.
+
+Tap names: ``time`` (time embedding), ``d0``..``d11`` (outputs of the encoder blocks, which are the skips),
+``mid``, ``in0``..``in11`` (inputs of the decoder blocks, skip concatenated), ``u{b}r{j}`` and ``u{b}a{j}``
+(after the ResNet and the transformer of decoder block ``j`` at level ``b``), ``u{b}up`` (after its upsampler),
+``out``. Aliases: ``s5 s4 s3 s2`` as in SD+DINO (outputs of LDM output blocks 1, 4, 7, 10) and ``dift{b}``
+(output of ``up_blocks.b``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from einops import rearrange
+from torch import Tensor, nn
+
+from vision3d.backbone.attention import (
+    cross_attention,
+    cross_maps,
+    key_pooling,
+    normalise_pooled,
+    pooled_attention,
+)
+
+ALIASES = {"s5": "u0r1", "s4": "u1a1", "s3": "u2a1", "s2": "u3a1"}
+
+
+@dataclass
+class Tap:
+    """One intermediate of the pass: its name, tensor ``(B, C, h, w)`` and, if asked for, attention maps.
+
+    ``maps`` is ``(B, heads * (64 + tokens), h, w)``: pooled self-attention, then cross-attention.
+    """
+
+    name: str
+    tensor: Tensor
+    maps: Tensor | None = None
+
+
+def tap_name(unet: UNet2DConditionModel, name: str) -> str:
+    """Resolves the aliases ``s5``..``s2`` and ``dift{b}`` for this network."""
+    if name.startswith("dift"):
+        level = int(name[4:])
+        block = unet.up_blocks[level]
+        if block.upsamplers:
+            return f"u{level}up"
+        last = len(block.resnets) - 1
+        return f"u{level}{'a' if hasattr(block, 'attentions') else 'r'}{last}"
+    return ALIASES.get(name, name)
+
+
+def time_embedding(
+    unet: UNet2DConditionModel, timesteps: int | Tensor, batch: int, time_add: Tensor | None = None
+) -> Tensor:
+    """Output of the time MLP ``(B, 4 * model channels)``; ``time_add`` (one row per image) is added to it."""
+    weight = unet.time_embedding.linear_1.weight
+    steps = torch.as_tensor(timesteps, device=weight.device).reshape(-1).expand(batch)
+    temb = unet.time_embedding(unet.time_proj(steps).to(weight.dtype))
+    return temb if time_add is None else temb + time_add.to(temb)
+
+
+def transformer_with_maps(block: Transformer2DModel, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    """A spatial transformer's output and its attention maps ``(B, heads * (64 + tokens), h, w)``.
+
+    Computes what ``block(x, context)`` does; the self-attention map is pooled over an 8 x 8 grid of keys inside
+    the attention pass and never built.
+    """
+    height, width = x.shape[-2:]
+    h = block.norm(x)
+    if not block.use_linear_projection:
+        h = block.proj_in(h)
+    h = rearrange(h, "b c y x -> b (y x) c")
+    if block.use_linear_projection:
+        h = block.proj_in(h)
+    maps: list[Tensor] = []
+    for layer in block.transformer_blocks:
+        normed = layer.norm1(h)
+        heads = layer.attn1.heads
+        q, k, v = (
+            rearrange(project(normed), "b n (h d) -> b h n d", h=heads)
+            for project in (layer.attn1.to_q, layer.attn1.to_k, layer.attn1.to_v)
+        )
+        out, pooled = pooled_attention(q, k, v, key_pooling(height, width, x.device))
+        h = h + layer.attn1.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+
+        q = rearrange(layer.attn2.to_q(layer.norm2(h)), "b n (h d) -> b h n d", h=heads)
+        k, v = (
+            rearrange(project(context), "b n (h d) -> b h n d", h=heads)
+            for project in (layer.attn2.to_k, layer.attn2.to_v)
+        )
+        out, probabilities = cross_attention(q, k, v)
+        h = h + layer.attn2.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+        h = h + layer.ff(layer.norm3(h))
+        maps = [
+            normalise_pooled(pooled.float(), height, width),
+            cross_maps(probabilities, height, width),
+        ]
+    if block.use_linear_projection:
+        h = block.proj_out(h)
+    h = rearrange(h, "b (y x) c -> b c y x", y=height)
+    if not block.use_linear_projection:
+        h = block.proj_out(h)
+    return h + x, torch.cat(maps, dim=1).to(x.dtype)
+
+
+def upsample(upsampler: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour enlargement to exactly ``size`` (the next skip's), then the upsampler's convolution."""
+    return upsampler.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def walk(
+    unet: UNet2DConditionModel,
+    sample: Tensor,  # [B, 4, h, w]
+    timesteps: int | Tensor,  # one, or one per row
+    context: Tensor,  # [B or 1, tokens, width]
+    *,
+    time_add: Tensor | None = None,  # [B, 4 * model channels]
+    attention_maps: bool = False,
+) -> Iterator[Tap]:
+    """Runs the UNet and yields each intermediate as it appears; stop iterating to stop computing.
+
+    Args:
+        unet: stock diffusers UNet of the SD 1.x or 2.x family.
+        sample: noisy latents.
+        timesteps: diffusion steps, may differ between rows.
+        context: text embeddings; one row is shared by the batch.
+        time_add: added to the output of the time MLP.
+        attention_maps: yield pooled attention maps with every block that has a transformer.
+    """
+    context = context.to(sample.dtype).expand(sample.shape[0], -1, -1)
+    temb = time_embedding(unet, timesteps, sample.shape[0], time_add)
+    yield Tap("time", temb)
+
+    def attend(block: Transformer2DModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if attention_maps:
+            return transformer_with_maps(block, x, context)
+        return block(x, encoder_hidden_states=context, return_dict=False)[0], None
+
+    h = unet.conv_in(sample)
+    skips = [h]
+    yield Tap("d0", h)
+    for level in unet.down_blocks:
+        attentions: Iterable[Transformer2DModel | None] = getattr(level, "attentions", [None] * len(level.resnets))
+        for resnet, attention in zip(level.resnets, attentions, strict=True):
+            h, maps = resnet(h, temb), None
+            if attention is not None:
+                h, maps = attend(attention, h)
+            skips.append(h)
+            yield Tap(f"d{len(skips) - 1}", h, maps)
+        if level.downsamplers:
+            h = level.downsamplers[0](h)
+            skips.append(h)
+            yield Tap(f"d{len(skips) - 1}", h)
+
+    h = unet.mid_block.resnets[0](h, temb)
+    h, maps = attend(unet.mid_block.attentions[0], h)
+    h = unet.mid_block.resnets[1](h, temb)
+    yield Tap("mid", h, maps)
+
+    position = 0
+    for b, level in enumerate(unet.up_blocks):
+        attentions = getattr(level, "attentions", [None] * len(level.resnets))
+        for j, (resnet, attention) in enumerate(zip(level.resnets, attentions, strict=True)):
+            h = torch.cat([h, skips.pop()], dim=1)
+            yield Tap(f"in{position}", h)
+            h, maps = resnet(h, temb), None
+            yield Tap(f"u{b}r{j}", h)
+            if attention is not None:
+                h, maps = attend(attention, h)
+                yield Tap(f"u{b}a{j}", h, maps)
+            position += 1
+        if level.upsamplers:
+            h = upsample(level.upsamplers[0], h, skips[-1].shape[-2:])
+            yield Tap(f"u{b}up", h)
+
+    yield Tap("out", unet.conv_out(unet.conv_act(unet.conv_norm_out(h))))
+
+
+def read_taps(
+    unet: UNet2DConditionModel,
+    sample: Tensor,
+    timesteps: int | Tensor,
+    context: Tensor,
+    taps: Iterable[str],
+    *,
+    time_add: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The named intermediates; nothing after the last of them is computed.
+
+    Raises:
+        ValueError: a name is none of this network's taps.
+    """
+    wanted = {tap_name(unet, name): name for name in taps}
+    found: dict[str, Tensor] = {}
+    for tap in walk(unet, sample, timesteps, context, time_add=time_add):
+        if tap.name in wanted:
+            found[wanted[tap.name]] = tap.tensor
+            if len(found) == len(wanted):
+                return found
+    raise ValueError(f"unknown taps: {sorted(set(wanted.values()) - set(found))}")
+
+
+def denoise(
+    unet: UNet2DConditionModel,
+    sample: Tensor,
+    timesteps: int | Tensor,
+    context: Tensor,
+    *,
+    time_add: Tensor | None = None,
+) -> Tensor:
+    """The full pass: model output ``(B, out_channels, h, w)`` in the network's own parameterisation."""
+    return read_taps(unet, sample, timesteps, context, ["out"], time_add=time_add)["out"]

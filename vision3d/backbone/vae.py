@@ -1,0 +1,140 @@
+"""The Stable Diffusion autoencoder and decoders of its shape, run lean.
+
+``decode`` computes what diffusers' ``Decoder.forward`` does, up to rounding, with less work and memory:
+
+- GroupNorm, SiLU and convolution run over strips of rows: the statistics are taken first, then each strip is
+  normalised, activated and convolved, so no normalised copy of a full-resolution tensor exists.
+- Nearest-neighbour doubling followed by a 3x3 convolution is four 2x2 convolutions on the small image, one per
+  output phase: 16/36 of the arithmetic, and the enlarged tensor never exists.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+SCALING_FACTOR = 0.18215
+"""Latents of the released SD 1.x and 2.x autoencoders are scaled by this to unit variance."""
+
+STRIP_BYTES = 24 << 20
+"""A strip's working set: small enough to stay near the cores, large enough to keep kernels busy."""
+
+
+def set_group_norm_eps(module: nn.Module, eps: float) -> None:
+    """Gives every GroupNorm of ``module`` this epsilon (SD's autoencoder has 1e-6, PrimeDepth's 1e-5)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.eps = eps
+
+
+def encode_moments(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean and log-variance ``(B, 4, h/8, w/8)`` of images in [0, 1] ``(B, 3, h, w)``.
+
+    Sizes that are no multiple of 8 lose the remainder, as the published encoder does.
+    """
+    x = images.to(vae.encoder.conv_in.weight.dtype) * 2 - 1
+    mean, logvar = vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)
+    return mean, logvar.clamp(-30.0, 20.0)
+
+
+def scale_shift(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """GroupNorm of ``x`` as one multiplication and addition per channel, each ``(B, C, 1, 1)``."""
+    batch, channels = x.shape[:2]
+    variance, mean = torch.var_mean(x.reshape(batch, norm.num_groups, -1).float(), dim=-1, correction=0)
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(channels // norm.num_groups, 1)
+    mean = mean.repeat_interleave(channels // norm.num_groups, 1)
+    weight, bias = norm.weight.float(), norm.bias.float()
+    scale, shift = scale * weight, bias - mean * scale * weight
+    return scale.to(x.dtype)[..., None, None], shift.to(x.dtype)[..., None, None]
+
+
+def _strips(height: int, row_bytes: int) -> list[tuple[int, int]]:
+    rows = max(8, STRIP_BYTES // max(1, row_bytes))
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = None) -> Tensor:
+    """``conv(silu(norm(x)))``, plus ``add`` written in place when given, strip by strip.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        add: residual ``(B, C', H, W)`` that is overwritten with the sum and returned.
+    """
+    batch, channels, height, width = x.shape
+    scale, shift = scale_shift(norm, x)
+    out = x.new_empty(batch, conv.out_channels, height, width) if add is None else add
+    reach = conv.padding[0]
+    for top, bottom in _strips(height, batch * channels * width * x.element_size()):
+        above, below = max(0, top - reach), min(height, bottom + reach)
+        strip = F.silu(torch.addcmul(shift, x[:, :, above:below], scale), inplace=True)
+        edge = (0, 0, reach - (top - above), reach - (below - bottom))
+        if any(edge):
+            strip = F.pad(strip, edge)
+        part = F.conv2d(strip, conv.weight, conv.bias, padding=(0, conv.padding[1]))
+        if add is None:
+            out[:, :, top:bottom] = part
+        else:
+            out[:, :, top:bottom] += part
+    return out
+
+
+def _resnet(block: ResnetBlock2D, x: Tensor) -> Tensor:
+    h = norm_silu_conv(block.norm1, block.conv1, x)
+    residual = x if block.conv_shortcut is None else block.conv_shortcut(x)
+    return norm_silu_conv(block.norm2, block.conv2, h, add=residual)
+
+
+def doubling_kernels(weight: Tensor) -> list[list[Tensor]]:
+    """The four 2x2 kernels that a 3x3 kernel becomes after nearest-neighbour doubling, by output phase [y][x]."""
+    top, middle, bottom = weight.unbind(dim=2)
+    rows = ((top, middle + bottom), (top + middle, bottom))
+    kernels = []
+    for pair in rows:
+        line = torch.stack(pair, dim=2)
+        left, centre, right = line.unbind(dim=3)
+        kernels.append(
+            [torch.stack((left, centre + right), dim=3), torch.stack((left + centre, right), dim=3)]
+        )
+    return kernels
+
+
+def double_and_convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(nearest-neighbour doubling of x)`` for a 3x3 convolution with padding 1: ``(B, C', 2H, 2W)``."""
+    batch, _, height, width = x.shape
+    out = x.new_empty(batch, conv.out_channels, 2 * height, 2 * width)
+    kernels = doubling_kernels(conv.weight)
+    padded = F.pad(x, (1, 1, 1, 1))
+    for y in (0, 1):
+        for col in (0, 1):
+            window = padded[:, :, y : y + height + 1, col : col + width + 1]
+            out[:, :, y::2, col::2] = F.conv2d(window, kernels[y][col], conv.bias)
+    return out
+
+
+def decode_features(decoder: Decoder, z: Tensor) -> Tensor:
+    """A decoder's output for its input ``(B, C, h, w)``: ``(B, out_channels, 8h, 8w)``.
+
+    Under autograd the stock modules run (they keep what the backward pass needs); otherwise the lean path.
+    """
+    if torch.is_grad_enabled() and any(p.requires_grad for p in decoder.parameters()):
+        return decoder(z)
+    h = decoder.conv_in(z)
+    h = _resnet(decoder.mid_block.resnets[0], h)
+    if decoder.mid_block.attentions[0] is not None:
+        h = decoder.mid_block.attentions[0](h)
+    h = _resnet(decoder.mid_block.resnets[1], h)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            h = _resnet(resnet, h)
+        if block.upsamplers:
+            h = double_and_convolve(block.upsamplers[0].conv, h)
+    return norm_silu_conv(decoder.conv_norm_out, decoder.conv_out, h)
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Images in [-1, 1] ``(B, 3, 8h, 8w)`` for unscaled latents ``(B, 4, h, w)``; not clamped."""
+    return decode_features(vae.decoder, vae.post_quant_conv(latents))

@@ -1,0 +1,36 @@
+"""One exception family: what was given, and what to do about it, in one line.
+
+The command line prints ``str(error)`` and exits with code 2; a traceback appears only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+
+class Vision3DError(Exception):
+    """Base of every error that a person can mend.
+
+    Args:
+        message: what was given and why it cannot be used.
+        hint: what to do instead; appended after a semicolon.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        self.message = " ".join(message.split())
+        self.hint = " ".join(hint.split()) if hint else None
+        super().__init__(f"{self.message}; {self.hint}" if self.hint else self.message)
+
+
+class InputError(Vision3DError):
+    """An image, folder, video or argument that cannot be used."""
+
+
+class OutputError(Vision3DError):
+    """Results that cannot be written: no permission, full disk, a file in the way."""
+
+
+class WeightsError(Vision3DError):
+    """A checkpoint that is missing, damaged, of another model, or that would execute code."""
+
+
+class ResourceError(Vision3DError):
+    """A device, memory budget or optional package that is not there."""

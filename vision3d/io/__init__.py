@@ -1,0 +1,1 @@
+"""Part of vision3d."""

@@ -1,0 +1,214 @@
+"""Files that are either there and right, or not there: every write goes to a hidden name first and is then renamed.
+
+A reader never sees half a file, an interrupted run leaves nothing that looks finished, and a full disk or a
+folder without permission is one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vision3d.errors import OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# What the operating system reports, what it means to the person, what they can do.
+_REASONS: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("the disk is full", "free some space or choose another output folder"),
+    errno.EDQUOT: ("your disk quota is used up", "free some space or choose another output folder"),
+    errno.EACCES: ("there is no permission to write there", "change its permissions or choose another folder"),
+    errno.EPERM: ("there is no permission to write there", "change its permissions or choose another folder"),
+    errno.EROFS: ("the file system is read-only", "choose an output folder on a writable disk"),
+    errno.EISDIR: ("a folder is in the way", "remove it or choose another output folder"),
+    errno.ENOTEMPTY: ("a folder is in the way", "remove it or choose another output folder"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "remove it or choose another output folder"),
+    errno.EEXIST: ("a file stands where a folder is needed", "remove it or choose another output folder"),
+    errno.ENAMETOOLONG: ("the name is too long", "rename the input or choose a shorter output folder"),
+    errno.EFBIG: ("the file is too large for this file system", "choose another output folder"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk or choose another output folder"),
+}
+_STALE_SECONDS = 3600.0
+
+
+def as_output_error(error: OSError, target: Path) -> OutputError:
+    """The one line for a write under ``target`` that the operating system refused."""
+    where = target.parent if target.suffix else target
+    reason, remedy = _REASONS.get(
+        error.errno or 0, (error.strerror or str(error) or "the write failed", "choose another output folder")
+    )
+    return OutputError(f"cannot write {target.name} in {where}: {reason}", remedy)
+
+
+@contextmanager
+def output_errors(target: Path) -> Iterator[None]:
+    """Turn every ``OSError`` inside into an :class:`OutputError` about ``target``."""
+    try:
+        yield
+    except OSError as error:
+        raise as_output_error(error, target) from error
+
+
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Create ``folder`` and its parents. Raises OutputError in one line."""
+    folder = Path(folder)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raise OutputError if ``folder`` could not be created or written; creates nothing.
+
+    Meant for the start of a run, so that a mistyped ``--out`` costs no computation.
+    """
+    folder = Path(folder)
+    there = folder.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise as_output_error(OSError(errno.ENOTDIR, ""), folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY) if hasattr(os, "statvfs") else False
+        raise as_output_error(OSError(errno.EROFS if read_only else errno.EACCES, ""), folder)
+
+
+def fsync_path(path: Path) -> None:
+    """Ask the disk to keep a file or folder; file systems that cannot are left alone."""
+    flags = os.O_RDONLY | (getattr(os, "O_DIRECTORY", 0) if path.is_dir() else 0)
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a hidden name beside ``path`` to write to; rename it to ``path`` when the block ends well.
+
+    The name keeps the suffix of ``path``, so that writers which choose a format by suffix work. Missing parent
+    folders are made. Whatever happens inside, no partial file stays behind.
+
+    Raises:
+        OutputError: the file cannot be written (full disk, no permission, read-only, something in the way).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{os.urandom(4).hex()}.partial{path.suffix}")
+    try:
+        with output_errors(path):
+            if path.is_dir():
+                raise OSError(errno.EISDIR, "")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, path)  # noqa: PTH105 - the atomic call, by its name
+            fsync_path(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path]:
+    """Yield a hidden sibling of ``folder`` to fill; its files replace those in ``folder`` when the block ends well.
+
+    Nothing in ``folder`` is touched until every new file is complete on disk. Then ``last`` (the file whose
+    presence says that a folder is complete) is taken away, the other files are renamed into place, and the new
+    ``last`` is renamed at the very end: a crash in between leaves a folder that reads as incomplete. Files of
+    other origin in ``folder`` stay.
+
+    Raises:
+        OutputError: as :func:`atomic_path`.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link given as output
+    staging = folder.with_name(f".{folder.name[:80]}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    try:
+        with output_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(folder)
+            if folder.exists() and not folder.is_dir():
+                raise OSError(errno.ENOTDIR, "")
+            staging.mkdir()
+            yield staging
+            for file in staging.iterdir():
+                fsync_path(file)
+            fsync_path(staging)
+            if not folder.exists():
+                os.replace(staging, folder)  # noqa: PTH105
+            else:
+                (folder / last).unlink(missing_ok=True)
+                fsync_path(folder)
+                names = sorted(file.name for file in staging.iterdir() if file.name != last)
+                for name in [*names, last]:
+                    os.replace(staging / name, folder / name)  # noqa: PTH105
+                fsync_path(folder)
+            fsync_path(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Delete what a killed run of the same output left, once it is too old to belong to a living one."""
+    for leftover in folder.parent.glob(f".{_escape_glob(folder.name[:80])}.*-*.partial"):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _escape_glob(text: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:
+    """Write bytes, or a sequence of chunks, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for chunk in [data] if isinstance(data, (bytes, bytearray, memoryview)) else data:
+            file.write(chunk)
+
+
+def json_bytes(value: Any) -> bytes:
+    """UTF-8 JSON for people: indented, keys in the given order, no NaN (which JSON does not have)."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as JSON atomically."""
+    atomic_write_bytes(path, json_bytes(value))
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array as ``.npy``; a full disk is an ``OSError`` with its errno (``np.save`` loses it)."""
+    import numpy as np
+
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def atomic_write_npy(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write one array as ``.npy`` atomically."""
+    with atomic_path(path) as temporary:
+        write_npy(temporary, array)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, in hexadecimal; reads 1 MiB at a time."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,227 @@
+"""Batches from the procedural world: index → the same crops, flips and augmentation, always.
+
+A batch is a pure function of (seed, index). So a run resumes exactly without saving any iterator, any number
+of worker processes gives the same numbers, and ``n`` machines simply take every ``n``-th batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from vision3d.errors import InputError
+
+if TYPE_CHECKING:
+    from vision3d.synthetic import Sample
+
+FIELDS = ("image", "clean", "depth", "normals", "semantic", "K", "caption")
+HELD_OUT_SEED = 900_000_000
+"""First seed of the scenes that no training may see; training seeds are far below."""
+
+
+class SampleSource(Protocol):
+    """Rendered samples by index: a ``ShardCache``, or :class:`RenderedWorld`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class RenderedWorld:
+    """Samples rendered when they are asked for.
+
+    Args:
+        first_seed: seed of sample 0; sample ``i`` has seed ``first_seed + i``.
+        count: number of samples.
+        size: height and width in pixels.
+    """
+
+    first_seed: int = 0
+    count: int = 1_000_000
+    size: tuple[int, int] = (160, 160)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        from vision3d.synthetic import render_sample
+
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return render_sample(self.first_seed + index, size=self.size)
+
+    def describe(self) -> dict[str, Any]:
+        """Seed range and size, for the record of a training."""
+        return {
+            "source": "rendered while training",
+            "seeds": [self.first_seed, self.first_seed + self.count],
+            "size": list(self.size),
+        }
+
+
+def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> SampleSource:
+    """The rendered cache in ``data``, or the world rendered on the fly when it is None.
+
+    Raises InputError when the folder is missing, is no cache, or is empty.
+    """
+    if data is None:
+        return RenderedWorld(size=size)
+    if not data.is_dir():
+        raise InputError(f"there is no folder {data}", "give the folder of a rendered cache, or leave --data out")
+    from vision3d.synthetic import ShardCache
+
+    source = ShardCache(data)
+    if len(source) == 0:
+        raise InputError(f"the cache {data} holds no samples", "render some first")
+    return source
+
+
+def describe_source(source: SampleSource) -> dict[str, Any]:
+    """What a source holds, as JSON without paths."""
+    describe = getattr(source, "describe", None)
+    if describe is not None:
+        return dict(describe())
+    return {"source": type(source).__name__, "samples": len(source)}
+
+
+@dataclass
+class WorldBatches:
+    """Random crops of samples, augmented, as stacked tensors.
+
+    Args:
+        source: the samples.
+        batch_size: images in a batch.
+        size: side of the square output crops in pixels.
+        seed: with the index it fixes everything random.
+        fields: what to return, of :data:`FIELDS`. ``image`` (B, 3, S, S) float in [0, 1], augmented; ``clean``
+            the same before photometric augmentation; ``depth`` (B, S, S) metres with inf for sky; ``normals``
+            (B, 3, S, S), zero for sky; ``semantic`` (B, S, S) int64 with 255 for none; ``K`` (B, 3, 3)
+            intrinsics of the crop; ``caption`` list of str.
+        scale: smallest and largest side of the crop as a share of the sample's shorter side (at most 1).
+        flip: mirror half of the crops.
+        photometric: share of the images that get the strong photometric augmentation.
+    """
+
+    source: SampleSource
+    batch_size: int
+    size: int
+    seed: int = 0
+    fields: Sequence[str] = ("image", "caption")
+    scale: tuple[float, float] = (0.6, 1.0)
+    flip: bool = True
+    photometric: float = 0.8
+    _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.fields) - set(FIELDS)
+        if unknown:
+            raise ValueError(f"unknown fields {sorted(unknown)}, known are {FIELDS}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {self.scale} is not an increasing pair in (0, 1]")
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        examples = [self.example(index * self.batch_size + j) for j in range(self.batch_size)]
+        return {
+            name: [e[name] for e in examples]
+            if name == "caption"
+            else torch.stack([e[name] for e in examples])
+            for name in self.fields
+        }
+
+    def sample_index(self, position: int) -> int:
+        """Which sample stands at a position of the endless stream: every epoch is a new permutation."""
+        epoch, offset = divmod(position, len(self.source))
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.source))
+            self._order = (epoch, order)
+        return int(self._order[1][offset])
+
+    def example(self, position: int) -> dict[str, Any]:
+        """One augmented crop of the stream, see the class for the fields."""
+        rng = np.random.default_rng((self.seed, 2, position))
+        sample = self.source[self.sample_index(position)]
+        return augmented_crop(
+            sample, self.size, rng, self.fields, self.scale, self.flip, self.photometric
+        )
+
+
+def augmented_crop(
+    sample: Sample,
+    size: int,
+    rng: np.random.Generator,
+    fields: Sequence[str],
+    scale: tuple[float, float] = (1.0, 1.0),
+    flip: bool = False,
+    photometric: float = 0.0,
+) -> dict[str, Any]:
+    """A square crop of a sample, resized to ``size``; arguments and result as in :class:`WorldBatches`.
+
+    With the defaults it is the central square, unchanged but for its size. Depth stays z-depth: a crop and a
+    mirror image are what a camera with other intrinsics sees, which ``K`` says.
+    """
+    height, width = sample.image.shape[:2]
+    shorter = min(height, width)
+    side = max(1, round(shorter * rng.uniform(*scale)))
+    y = int(rng.integers(0, height - side + 1)) if scale[0] < 1 else (height - side) // 2
+    x = int(rng.integers(0, width - side + 1)) if scale[0] < 1 else (width - side) // 2
+    mirrored = flip and rng.random() < 0.5
+    window = (slice(y, y + side), slice(x, x + side))
+
+    result: dict[str, Any] = {}
+    if "caption" in fields:
+        result["caption"] = sample.caption
+    if "image" in fields or "clean" in fields:
+        clean = _resized(sample.image[window], size, smooth=True)
+        clean = clean[:, ::-1] if mirrored else clean
+        image = np.ascontiguousarray(clean)
+        if "clean" in fields:
+            result["clean"] = _image_tensor(image)
+        if "image" in fields:
+            if rng.random() < photometric:
+                from vision3d.synthetic import augment
+
+                image = augment(image, rng)
+            result["image"] = _image_tensor(image)
+    for name in ("depth", "normals", "semantic"):
+        if name in fields:
+            values = _resized(np.asarray(getattr(sample, name))[window], size, smooth=False)
+            values = np.ascontiguousarray(values[:, ::-1] if mirrored else values)
+            if name == "normals":
+                tensor = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
+                result[name] = tensor * torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])[:, None, None]
+            else:
+                result[name] = torch.from_numpy(values.astype(np.int64 if name == "semantic" else np.float32))
+    if "K" in fields:
+        intrinsics = np.array(sample.K, dtype=np.float64)
+        intrinsics[0, 2] -= x
+        intrinsics[1, 2] -= y
+        intrinsics[:2] *= size / side
+        if mirrored:
+            intrinsics[0, 2] = size - intrinsics[0, 2]
+        result["K"] = torch.from_numpy(intrinsics).float()
+    return result
+
+
+def _image_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) uint8 → (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255.0
+
+
+def _resized(values: np.ndarray, size: int, smooth: bool) -> np.ndarray:
+    """Square array resized to ``size``; labels and geometry take the nearest pixel, never a mixture."""
+    side = values.shape[0]
+    if side == size:
+        return values
+    if not smooth:
+        # Centre-aligned nearest neighbour, the same rule as the pixel-area resize of the image.
+        nearest = np.minimum(((np.arange(size) + 0.5) * side / size).astype(np.int64), side - 1)
+        return values[nearest[:, None], nearest[None, :]]
+    import cv2
+
+    return cv2.resize(values, (size, size), interpolation=cv2.INTER_AREA if size < side else cv2.INTER_CUBIC)
