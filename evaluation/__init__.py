@@ -1,1 +1,1 @@
-"""Part of vision3d."""
+"""Metrics, dataset readers in their official layouts, and one script per benchmark."""

@@ -44,7 +44,10 @@ class Intrinsics:
     height: int
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(v) for v in (self.fx, self.fy, self.cx, self.cy)) or min(self.fx, self.fy) <= 0:
+        if (
+            not all(math.isfinite(v) for v in (self.fx, self.fy, self.cx, self.cy))
+            or min(self.fx, self.fy) <= 0
+        ):
             raise InputError(
                 f"camera with fx={self.fx}, fy={self.fy}, cx={self.cx}, cy={self.cy}",
                 "focal lengths are positive and all four numbers finite, in pixels",
@@ -53,7 +56,7 @@ class Intrinsics:
             raise InputError(f"camera for an image of {self.width}×{self.height} pixels", "give a size ≥ 1×1")
 
     @classmethod
-    def from_K(cls, K: Any, width: int, height: int) -> Intrinsics:  # noqa: N803 - the field's name
+    def from_K(cls, K: Any, width: int, height: int) -> Intrinsics:
         """From a 3×3 matrix without skew. Raises InputError for another shape, skew, or a bad last row."""
         K = np.asarray(K, dtype=np.float64)
         if K.shape != (3, 3):
@@ -66,8 +69,8 @@ class Intrinsics:
         return cls(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), int(width), int(height))
 
     @classmethod
-    def from_integer_centres(cls, K: Any, width: int, height: int) -> Intrinsics:  # noqa: N803
-        """From a matrix of a library that puts pixel centres at integer coordinates (OpenCV's calibration)."""
+    def from_integer_centres(cls, K: Any, width: int, height: int) -> Intrinsics:
+        """From the matrix of a library with pixel centres at integers (OpenCV's calibration)."""
         camera = cls.from_K(K, width, height)
         return cls(camera.fx, camera.fy, camera.cx + 0.5, camera.cy + 0.5, width, height)
 
@@ -93,12 +96,12 @@ class Intrinsics:
         return cls.from_focal(focal, width, height)
 
     @property
-    def K(self) -> np.ndarray:  # noqa: N802 - the field's name
+    def K(self) -> np.ndarray:
         """(3, 3) float64, pixel centres at +0.5."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
     @property
-    def K_integer_centres(self) -> np.ndarray:  # noqa: N802
+    def K_integer_centres(self) -> np.ndarray:
         """(3, 3) float64 for libraries that put pixel centres at integers."""
         return np.array([[self.fx, 0.0, self.cx - 0.5], [0.0, self.fy, self.cy - 0.5], [0.0, 0.0, 1.0]])
 
@@ -127,7 +130,7 @@ class Intrinsics:
         return np.stack([u, v], axis=-1)
 
     def rays(self, *, unit: bool = False) -> np.ndarray:
-        """(H, W, 3) float32 directions through the pixel centres, camera axes; z = 1, or length 1 if ``unit``."""
+        """(H, W, 3) float32 directions through the pixel centres; z = 1, or length 1 if ``unit``."""
         rays = self.unproject(self.pixel_centres(), 1.0)
         if unit:
             rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
@@ -170,7 +173,14 @@ class Intrinsics:
 
     def to_nerfstudio(self) -> dict[str, float | int]:
         """The keys of a ``transforms.json``, which also puts pixel centres at +0.5."""
-        return {"fl_x": self.fx, "fl_y": self.fy, "cx": self.cx, "cy": self.cy, "w": self.width, "h": self.height}
+        return {
+            "fl_x": self.fx,
+            "fl_y": self.fy,
+            "cx": self.cx,
+            "cy": self.cy,
+            "w": self.width,
+            "h": self.height,
+        }
 
     @classmethod
     def from_nerfstudio(cls, entry: dict[str, Any]) -> Intrinsics:
@@ -212,9 +222,10 @@ def convert_pose(
 ) -> np.ndarray:
     """Camera-to-world matrices (..., 4, 4) from one convention to another.
 
-    The camera's own axes always change: OpenCV looks along +z with y down; OpenGL, Blender and nerfstudio look
-    along -z with y up. The world stays where it is unless ``turn_world``: then its axes change too, from
-    OpenCV's (y down, z forward) to OpenGL's (y up, z backward) or to Blender's and nerfstudio's (z up, y forward).
+    The camera's own axes always change: OpenCV looks along +z with y down; OpenGL, Blender and nerfstudio
+    look along -z with y up. The world stays where it is unless ``turn_world``: then its axes change too, from
+    OpenCV's (y down, z forward) to OpenGL's (y up, z backward) or to Blender's and nerfstudio's (z up, y
+    forward).
 
     Raises:
         InputError: an unknown convention or another shape.
@@ -251,7 +262,7 @@ def transform_points(pose: Any, points: Any) -> np.ndarray:
 
 
 def look_at(eye: Any, target: Any, up: Any = (0.0, -1.0, 0.0)) -> np.ndarray:
-    """(4, 4) camera-to-world pose in OpenCV axes, at ``eye``, looking at ``target``; ``up`` points up in the world.
+    """(4, 4) camera-to-world pose in OpenCV axes at ``eye``, looking at ``target``, upright along ``up``.
 
     Raises:
         InputError: ``eye`` equals ``target`` or the view is along ``up``.
@@ -260,7 +271,9 @@ def look_at(eye: Any, target: Any, up: Any = (0.0, -1.0, 0.0)) -> np.ndarray:
     forward = target - eye
     right = np.cross(forward, up)
     if np.linalg.norm(right) < 1e-9 * max(1.0, float(np.linalg.norm(forward))):
-        raise InputError("look_at with eye on target or looking along up", "move the eye or choose another up")
+        raise InputError(
+            "look_at with eye on target or looking along up", "move the eye or choose another up"
+        )
     forward /= np.linalg.norm(forward)
     right /= np.linalg.norm(right)
     pose = np.eye(4)

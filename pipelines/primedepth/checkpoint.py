@@ -100,6 +100,68 @@ def labeller_key(key: str) -> str | None:
     return None
 
 
+def checkpoint_key(network: str, name: str, res_blocks: int = 2) -> str:
+    """The released checkpoint's name of a tensor, given the network it belongs to and its name there."""
+    if network == "unet":
+        return UNET + keymap.ldm_unet_key(name, res_blocks)
+    if network == "vae":
+        return VAE + keymap.ldm_vae_key(name)
+    if network.endswith("_head"):
+        inner = keymap.ldm_vae_key(name).removeprefix("decoder.")
+        return HEADS[network.removesuffix("_head")] + inner
+    for theirs, ours in (
+        ("convs_features", "feature_projections"),
+        ("convs_attentions", "attention_projections"),
+        ("convs_merge", "merges"),
+        ("refiner.out.0", "norm_out"),
+        ("refiner.out.2", "conv_out"),
+    ):
+        if name.startswith(ours + "."):
+            return LABELLER + theirs + name[len(ours) :]
+    match = re.match(r"blocks\.(\d+)\.(resnet|attention|upsampler)\.(.+)", name)
+    if network != "refiner" or match is None:
+        raise ValueError(f"no checkpoint name for {name!r} of {network!r}")
+    i, part, tail = int(match[1]), match[2], match[3]
+    if part == "resnet":
+        return f"{LABELLER}refiner.output_blocks.{i}.0.{keymap.ldm_resnet(tail)}"
+    place = 2 if part == "upsampler" and i > res_blocks else 1
+    return f"{LABELLER}refiner.output_blocks.{i}.{place}.{tail}"
+
+
+def build_networks(config: PrimeDepthConfig) -> dict[str, nn.Module]:
+    """The networks of a configuration, with whatever weights the surrounding context gives them."""
+    networks: dict[str, nn.Module] = {
+        "vae": AutoencoderKL(**config.vae),
+        "unet": UNet2DConditionModel(**config.unet),
+        "refiner": PreimageRefiner.for_unet(
+            config.unet,
+            ratio=config.refiner_model_ratio,
+            num_head_channels=config.num_head_channels,
+            tokens=config.n_ca_maps,
+            out_channels=config.channels2predictor,
+        ),
+    }
+    widths = tuple(config.vae_ch * m for m in (1, 2, 4, 4))
+    for name, channels in config.label_channels.items():
+        networks[f"{name}_head"] = PredictionHead(config.channels2predictor, channels, widths)
+    set_group_norm_eps(networks["vae"], 1e-5)
+    return networks
+
+
+def checkpoint_shapes(config: PrimeDepthConfig | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of every network tensor of a checkpoint of this configuration (no text tower)."""
+    config = config or PrimeDepthConfig()
+    with empty_weights():
+        networks = build_networks(config)
+    shapes = {}
+    for network, module in networks.items():
+        for name, value in module.state_dict().items():
+            lies_as_conv = network == "vae" or network.endswith("_head")
+            shaped = keymap.as_convolution(name, value) if lies_as_conv else value
+            shapes[checkpoint_key(network, name, config.num_res_blocks)] = tuple(shaped.shape)
+    return shapes
+
+
 def load_networks(
     path: str | Path,
     config: PrimeDepthConfig | None = None,
@@ -132,21 +194,7 @@ def load_networks(
             "give the released PrimeDepth file, or a folder written by save_pretrained",
         )
     with empty_weights():
-        networks: dict[str, nn.Module] = {
-            "vae": AutoencoderKL(**config.vae),
-            "unet": UNet2DConditionModel(**config.unet),
-            "refiner": PreimageRefiner.for_unet(
-                config.unet,
-                ratio=config.refiner_model_ratio,
-                num_head_channels=config.num_head_channels,
-                tokens=config.n_ca_maps,
-                out_channels=config.channels2predictor,
-            ),
-        }
-        widths = tuple(config.vae_ch * m for m in (1, 2, 4, 4))
-        for name, channels in config.label_channels.items():
-            networks[f"{name}_head"] = PredictionHead(config.channels2predictor, channels, widths)
-    set_group_norm_eps(networks["vae"], 1e-5)
+        networks = build_networks(config)
 
     names = {
         "vae": keymap.select(tensors, VAE, keymap.vae_key),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,10 @@ from vision3d.backbone import loading
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.vae import encode_moments
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
-from vision3d.errors import InputError, WeightsError
+from vision3d.errors import WeightsError
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
+from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.tiling import Tiling, blend_tiles
 from vision3d.progress import progress, say
 
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from vision3d.results import DepthPrediction
 
 SPACE = "affine-invariant inverse depth"
-ACTIVATION_BYTES_PER_PIXEL = 4 * 640
-"""Peak of the lean head at published widths, fp32, in bytes per image pixel (measured; README)."""
 
 
 def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, int]:
@@ -76,6 +76,7 @@ class PrimeDepth(DiffusionPipeline):
         segmentation_head: refiner output to 150 class logits; may be absent.
         text_encoder, tokenizer: tower for the caption, all layers and the final norm ("last"); may be absent when
             only prompts whose embeddings are cached are used.
+        max_size: longest side at which photographs are processed unless a call says otherwise.
     """
 
     model_cpu_offload_seq = "text_encoder->vae->unet->refiner->depth_head->segmentation_head"
@@ -90,8 +91,10 @@ class PrimeDepth(DiffusionPipeline):
         segmentation_head: PredictionHead | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
+        max_size: int = 1024,
     ) -> None:
         super().__init__()
+        self.register_to_config(max_size=max_size)
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -167,7 +170,7 @@ class PrimeDepth(DiffusionPipeline):
             "depth_head": PredictionHead,
             "segmentation_head": PredictionHead,
         }
-        networks: dict[str, Any] = {}
+        networks: dict[str, Any] = {"max_size": index.get("max_size", 1024)}
         for name, kind in kinds.items():
             if (folder / name).is_dir():
                 networks[name] = loading.load_component(kind, folder / name, dtype=dtype, load=False)
@@ -287,85 +290,58 @@ class PrimeDepth(DiffusionPipeline):
     def predict(
         self,
         photos: Sequence[Photo],
+        options: DepthOptions | None = None,
         *,
-        prompt: str | Sequence[str] = "",
-        max_size: int = 1024,
-        seed: int = 0,
         generator: torch.Generator | None = None,
-        deterministic: bool = True,
-        segmentation: bool = False,
         second_opinion: SecondOpinion | None = None,
-        tile: int | None = None,
     ) -> list[DepthPrediction]:
-        """Predictions for photographs, in order; those of one size and prompt run as one batch.
+        """Predictions for photographs, in order; those of one size run as one batch.
 
         Args:
             photos: loaded photographs.
-            prompt: caption of all, or one for each; the UNet's text input. Empty is what training dropped to.
-            max_size: longest side that is processed; larger photographs are scaled down, and the result up again.
-            seed: of the noise. Each photograph draws its own, so results do not depend on the batch.
-            generator: draws the noise of all photographs in turn instead of ``seed``; must live on the CPU.
-            deterministic: encode to the posterior mean; otherwise it is sampled.
-            segmentation: also predict ADE20K classes.
+            options: settings of the run.
+            generator: draws the noise of all photographs in turn instead of the seed; must live on the CPU.
             second_opinion: another affine-invariant depth whose aligned values are averaged in.
-            tile: side of the tiles that a photograph is split into when it is larger; None splits only when the
-                memory budget asks for it.
 
         Returns:
             Inverse depth at each photograph's own size.
 
         Raises:
-            InputError: an argument is out of range.
+            InputError: an option is out of range.
             WeightsError: no segmentation head, or no text tower for a new prompt.
         """
-        prompts = [prompt] * len(photos) if isinstance(prompt, str) else list(prompt)
-        self.check_inputs(len(photos), prompts, max_size, tile)
-        jobs: dict[tuple[tuple[int, int], str], list[int]] = {}
+        options = options or DepthOptions()
+        options.check()
+        options = replace(
+            options,
+            dtype=str(self.unet.dtype).removeprefix("torch."),
+            memory=self._memory_budget,
+            second_opinion=second_opinion.name if second_opinion is not None else None,
+        )
+        context = self.prompt_embeddings(options.prompt)
+        sizes: dict[tuple[int, int], list[int]] = {}
         for i, photo in enumerate(photos):
-            jobs.setdefault((working_size(*photo.size, max_size), prompts[i]), []).append(i)
+            size = working_size(*photo.size, options.max_size or self.config.max_size)
+            sizes.setdefault(size, []).append(i)
         results: dict[int, DepthPrediction] = {}
-        settings = {
-            "prompt": prompt if isinstance(prompt, str) else None,
-            "max_size": max_size,
-            "deterministic": deterministic,
-            "segmentation": segmentation,
-            "tile": tile,
-            "second_opinion": getattr(second_opinion, "name", None),
-            "dtype": str(self.unet.dtype).removeprefix("torch."),
-        }
-        for (size, caption), members in jobs.items():
-            arrays = [resize_image(photos[i].to_uint8(), size) for i in members]
+        for size, members in sizes.items():
+            arrays = [resize_image(photos[i].rgb8, size) for i in members]
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(self._device).float() / 255
-            context = self.prompt_embeddings(caption)
-            noises = [self._noise(size, seed, generator, deterministic) for _ in members]
-            depth, classes = self._dense(images, noises, context, segmentation, self._tile_side(size, tile))
+            noises = [self._noise(size, options, generator) for _ in members]
+            tile = self._tile_side(size, options.tile)
+            depth, classes = self._dense(images, noises, context, options.segmentation, tile)
             for row, i in enumerate(members):
-                results[i] = self._result(
-                    photos[i], depth[row : row + 1], classes[row] if classes is not None else None,
-                    second_opinion, {**settings, "prompt": caption}, seed if generator is None else None,
-                )  # fmt: skip
+                labels = None if classes is None else classes[row]
+                results[i] = self._result(photos[i], depth[row : row + 1], labels, second_opinion, options)
         return [results[i] for i in range(len(photos))]
 
-    def check_inputs(self, count: int, prompts: Sequence[str], max_size: int, tile: int | None) -> None:
-        """Refuses arguments that cannot work.
-
-        Raises:
-            InputError: naming the argument.
-        """
-        if count and len(prompts) != count:
-            raise InputError(f"{len(prompts)} prompts for {count} images", "give one prompt, or one for each image")
-        if max_size < 16:
-            raise InputError(f"max_size {max_size}", "give at least 16 pixels")
-        if tile is not None and tile < 64:
-            raise InputError(f"tile {tile}", "give at least 64 pixels")
-
     def _noise(
-        self, size: tuple[int, int], seed: int, generator: torch.Generator | None, deterministic: bool
+        self, size: tuple[int, int], options: DepthOptions, generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor]:
-        """Noise of the posterior (None: its mean is taken) and of the diffusion step, drawn in that order on the CPU."""
-        source = generator or torch.Generator().manual_seed(seed)
+        """Noise of the posterior (None: its mean is taken) and of the diffusion step, drawn in turn on the CPU."""
+        source = generator or torch.Generator().manual_seed(options.seed)
         shape = (1, 4, size[0] // 8, size[1] // 8)
-        posterior = None if deterministic else torch.randn(shape, generator=source)
+        posterior = None if options.deterministic else torch.randn(shape, generator=source)
         return posterior, torch.randn(shape, generator=source)
 
     def _tile_side(self, size: tuple[int, int], tile: int | None) -> int | None:
@@ -448,10 +424,9 @@ class PrimeDepth(DiffusionPipeline):
         depth: Tensor,
         classes: Tensor | None,
         second_opinion: SecondOpinion | None,
-        settings: dict[str, Any],
-        seed: int | None,
+        options: DepthOptions,
     ) -> DepthPrediction:
-        from vision3d.results import DepthPrediction, Provenance
+        from vision3d.results import DepthPrediction
 
         full = F.interpolate(depth, size=photo.size, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
         if second_opinion is not None:
@@ -465,60 +440,71 @@ class PrimeDepth(DiffusionPipeline):
             space=SPACE,
             photo=photo,
             segmentation=segmentation,
-            provenance=Provenance(
-                method="PrimeDepth",
-                weights=self.weights_name,
-                weights_sha256=self.weights_sha256,
-                settings=settings,
-                seed=seed,
-            ),
+            provenance=options.provenance(self.weights_name, self.weights_sha256),
         )
 
-    def stream(self, photos: Iterable[Photo], *, batch_size: int = 1, **options: Any) -> Iterator[DepthPrediction]:
+    def stream(
+        self, photos: Iterable[Photo], options: DepthOptions | None = None, *, batch_size: int = 1, **extras: Any
+    ) -> Iterator[DepthPrediction]:
         """Predictions one after the other, reading ``photos`` only as far as the next batch.
 
-        When memory runs out on a GPU, the batch is halved and tried again.
+        When memory runs out on a GPU, the batch is halved and tried again. ``extras`` are as for :meth:`predict`.
         """
         batch: list[Photo] = []
         for photo in photos:
             batch.append(photo)
             if len(batch) == batch_size:
-                yield from self._halving(batch, options)
+                yield from self._halving(batch, options, extras)
                 batch = []
         if batch:
-            yield from self._halving(batch, options)
+            yield from self._halving(batch, options, extras)
 
-    def _halving(self, batch: list[Photo], options: dict[str, Any]) -> list[DepthPrediction]:
+    def _halving(
+        self, batch: list[Photo], options: DepthOptions | None, extras: dict[str, Any]
+    ) -> list[DepthPrediction]:
         try:
-            return self.predict(batch, **options)
+            return self.predict(batch, options, **extras)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             torch.cuda.empty_cache()
             say(f"out of memory with {len(batch)} images at once; trying {len(batch) // 2}")
             half = len(batch) // 2
-            return self._halving(batch[:half], options) + self._halving(batch[half:], options)
+            return self._halving(batch[:half], options, extras) + self._halving(batch[half:], options, extras)
 
-    def __call__(self, images: Any, *, batch_size: int = 1, **options: Any) -> DepthPrediction | list[DepthPrediction]:
+    def __call__(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        generator: torch.Generator | None = None,
+        second_opinion: SecondOpinion | None = None,
+        **options: Any,
+    ) -> DepthPrediction | list[DepthPrediction]:
         """Inverse depth of whatever holds images.
 
         Args:
             images: a path, folder, glob, video, PIL image, array or tensor, or a list of these.
             batch_size: images per pass; those of one size run together.
-            options: as for :meth:`predict`.
+            generator: draws the noise instead of ``seed``; must live on the CPU.
+            second_opinion: another affine-invariant depth that is averaged in.
+            options: fields of :class:`DepthOptions` (``prompt``, ``max_size``, ``seed``, ``deterministic``,
+                ``segmentation``, ``tile``).
 
         Returns:
             One prediction for one image, else a list of them in order.
 
         Raises:
-            InputError: nothing there that can be read as an image.
+            InputError: nothing there that can be read as an image, or an option is out of range.
         """
         from vision3d.io.images import iter_photos, load_photo
 
+        chosen = DepthOptions(**options)
+        extras = {"generator": generator, "second_opinion": second_opinion}
         if not isinstance(images, (list, tuple)) and not _holds_many(images):
-            return self.predict([load_photo(images)], **options)[0]
+            return self.predict([load_photo(images)], chosen, **extras)[0]  # type: ignore[arg-type]
         photos = (reference.load() for reference in iter_photos(images))
-        return list(self.stream(photos, batch_size=batch_size, **options))
+        return list(self.stream(photos, chosen, batch_size=batch_size, **extras))
 
 
 def _holds_many(source: Any) -> bool:

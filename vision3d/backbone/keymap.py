@@ -88,6 +88,73 @@ def decoder_key(key: str, levels: int = 4) -> str | None:
     return None if renamed is None else renamed.removeprefix("decoder.")
 
 
+def ldm_resnet(tail: str) -> str:
+    """LDM name of a tensor inside a UNet ResNet, given its diffusers name."""
+    for ldm, ours in RESNET.items():
+        if tail.startswith(ours + "."):
+            return ldm + tail[len(ours) :]
+    return tail
+
+
+def ldm_unet_key(name: str, res_blocks: int = 2) -> str:
+    """LDM name (without prefix) of a diffusers UNet tensor; the inverse of :func:`unet_key`."""
+    per_level = res_blocks + 1
+    for ldm, ours in (
+        ("time_embed.0", "time_embedding.linear_1"),
+        ("time_embed.2", "time_embedding.linear_2"),
+        ("input_blocks.0.0", "conv_in"),
+        ("out.0", "conv_norm_out"),
+        ("out.2", "conv_out"),
+    ):
+        if name.startswith(ours + "."):
+            return ldm + name[len(ours) :]
+    if match := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
+        if match[1] == "attentions":
+            return f"middle_block.1.{match[3]}"
+        return f"middle_block.{2 * int(match[2])}.{ldm_resnet(match[3])}"
+    match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    if not match:
+        raise ValueError(f"no LDM name for {name!r}")
+    side, level, kind, index, tail = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    if side == "down":
+        if kind == "downsamplers":
+            return f"input_blocks.{1 + level * per_level + res_blocks}.0.op{tail.removeprefix('conv')}"
+        position = 1 + level * per_level + index
+        return f"input_blocks.{position}.0.{ldm_resnet(tail)}" if kind == "resnets" else f"input_blocks.{position}.1.{tail}"
+    position = level * per_level + (res_blocks if kind == "upsamplers" else index)
+    if kind == "resnets":
+        return f"output_blocks.{position}.0.{ldm_resnet(tail)}"
+    # SD's first level has no transformer, so its upsampler takes the transformer's place
+    return f"output_blocks.{position}.{2 if kind == 'upsamplers' and level > 0 else 1}.{tail}"
+
+
+def ldm_vae_key(name: str, levels: int = 4) -> str:
+    """LDM name (without prefix) of a diffusers autoencoder tensor; the inverse of :func:`vae_key`."""
+    if name.startswith(("quant_conv.", "post_quant_conv.")):
+        return name
+    side, rest = name.split(".", 1)
+    rest = rest.replace("conv_shortcut", "nin_shortcut")
+    if match := re.match(r"mid_block\.resnets\.(\d)\.(.+)", rest):
+        rest = f"mid.block_{int(match[1]) + 1}.{match[2]}"
+    elif match := re.match(r"mid_block\.attentions\.0\.(.+)\.(weight|bias)", rest):
+        names = {ours: ldm for ldm, ours in VAE_ATTENTION.items()}
+        rest = f"mid.attn_1.{names[match[1]]}.{match[2]}"
+    elif match := re.match(r"(down|up)_blocks\.(\d)\.(resnets|downsamplers|upsamplers)\.(\d)\.(.+)", rest):
+        level = int(match[2]) if match[1] == "down" else levels - 1 - int(match[2])
+        part = f"block.{match[4]}" if match[3] == "resnets" else match[3].removesuffix("rs")
+        rest = f"{match[1]}.{level}.{part}.{match[5]}"
+    else:
+        rest = re.sub(r"^conv_norm_out\.", "norm_out.", rest)
+    return f"{side}.{rest}"
+
+
+def as_convolution(name: str, value: Tensor) -> Tensor:
+    """The inverse of :func:`as_linear`, for writing the LDM layout of an autoencoder."""
+    if ".attentions." in name and value.ndim == 2:
+        return value[:, :, None, None]
+    return value
+
+
 def as_linear(key: str, value: Tensor) -> Tensor:
     """LDM keeps the autoencoder's attention projections as 1x1 convolutions; diffusers as linear layers."""
     if ".attentions." in key and value.ndim == 4 and key.endswith("weight") and value.shape[2:] == (1, 1):

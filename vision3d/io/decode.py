@@ -1,7 +1,7 @@
 """From the bytes of an image file to pixels the way a person sees them.
 
-Pillow decodes everything but 16-bit colour, which it would round to 8 bits and OpenCV keeps. EXIF orientation is
-applied, the lens is read, alpha is set aside without compositing, and a file that cannot be used says why.
+Pillow decodes everything but 16-bit colour, which it would round to 8 bits and OpenCV keeps. EXIF orientation
+is applied, the lens is read, alpha is set aside without compositing, and a file that cannot be used says why.
 """
 
 from __future__ import annotations
@@ -69,11 +69,13 @@ def decode_image(data: bytes, label: str) -> Decoded:
         warnings.simplefilter("ignore")  # Pillow's own half-way limit and broken EXIF blocks
         try:
             image = _open(data, label)
+            # Before load(), which turns TIFF files upright itself and forgets that it did.
+            exif, size = read_exif(image), image.size
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
                 image, truncated = _salvage(data, label, error), True
-            decoded = decode_pil(image, label, data=None if truncated else data)
+            decoded = _decode(image, label, exif, size, None if truncated else data)
         except (MemoryError, OverflowError) as error:
             raise InputError(f"{label} is too large to decode", "give a smaller image") from error
     decoded.truncated = truncated
@@ -91,14 +93,24 @@ def _open(data: bytes, label: str) -> Image.Image:
         raise InputError(
             f"{label} has more than {MAX_PIXELS / 1e6:.0f} million pixels", "resize it first"
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        EOFError,
+        TypeError,
+    ) as error:
         kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
         if kind:
             raise InputError(
                 f"{label} is a {kind} that is damaged or cut off within its header ({len(data)} bytes)",
                 "give the original file",
             ) from error
-        raise InputError(f"{label} is not an image", "give a JPEG, PNG, TIFF, WebP, GIF or BMP file") from error
+        raise InputError(
+            f"{label} is not an image", "give a JPEG, PNG, TIFF, WebP, GIF or BMP file"
+        ) from error
 
 
 def _check_known_strangers(data: bytes, label: str) -> None:
@@ -157,47 +169,49 @@ def _warn_truncated(decoded: Decoded, label: str) -> None:
     from vision3d.progress import warn
 
     rows, height = _decoded_rows(decoded.pixels), decoded.pixels.shape[0]
-    share = "" if rows == height else f"; about {100 * rows // height} % of it could be decoded"
-    warn(f"{label} is cut off{share}; results for the rest mean nothing")
+    share = "to its last row" if rows == height else f"for about {100 * rows // height} % of its rows"
+    warn(f"{label} is cut off; it could be decoded {share}, and the results mean nothing beyond")
 
 
-def decode_pil(image: Image.Image, label: str, data: bytes | None = None) -> Decoded:
-    """Pixels of a Pillow image, upright and in RGB; ``data`` is its file, for what Pillow cannot represent.
+def decode_pil(image: Image.Image, label: str) -> Decoded:
+    """Pixels of a loaded Pillow image, upright and in RGB.
 
     Raises:
-        InputError: a mode that is not a picture (for example 32-bit data beyond 16 bits, or CIE Lab).
+        InputError: too large, or of a mode that is not a picture (32-bit data beyond 16 bits, CIE Lab).
     """
-    from PIL import Image, ImageOps
+    return _decode(image, label, read_exif(image), image.size, None)
 
-    width, height = image.size
+
+def _decode(
+    image: Image.Image, label: str, exif: dict[str, Any], size: tuple[int, int], data: bytes | None
+) -> Decoded:
+    """``exif`` and ``size`` are those before turning upright; ``data`` is the file, for 16-bit colour."""
+    from PIL import ImageOps
+
+    width, height = size
     if width * height > MAX_PIXELS:
         raise InputError(f"{label} has {width * height / 1e6:.0f} million pixels", "resize it first")
-    exif = read_exif(image)
     focal_px = focal_in_pixels(exif, width, height)
     info = {"format": image.format, "mode": image.mode, **{k: v for k, v in exif.items() if v}}
-    deep = _decode_deep(image, data)
+    deep = _decode_deep(image, size, data)
     if deep is not None:
-        pixels, alpha = deep
-        orientation = int(exif.get("orientation") or 1)
-        return Decoded(
-            turn_upright(pixels, orientation),
-            None if alpha is None else turn_upright(alpha, orientation),
-            focal_px,
-            {**info, "bits": 16},
-        )
+        colour, opacity = deep
+        orientation = exif.get("orientation", 1)
+        opacity = None if opacity is None else turn_upright(opacity, orientation)
+        return Decoded(turn_upright(colour, orientation), opacity, focal_px, {**info, "bits": 16})
     with contextlib.suppress(Exception):  # a broken EXIF block must not cost the picture
         image = ImageOps.exif_transpose(image)
-    alpha = None
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        with_alpha = image.convert("RGBA")
-        channel = np.asarray(with_alpha.getchannel("A"))
-        alpha = channel.astype(np.float32) / 255 if (channel < 255).any() else None
-        image = with_alpha.convert("RGB")  # drops alpha; the colours under it stay as stored
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Decoded(_deep_grey(np.asarray(image), label), alpha, focal_px, info)
+        return Decoded(_deep_grey(np.asarray(image), label), None, focal_px, info)
+    alpha = None
     try:
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+            image = image.convert("RGBA")
+            channel = np.asarray(image.getchannel("A"))
+            alpha = channel.astype(np.float32) / 255 if (channel < 255).any() else None
+        # From RGBA this drops alpha and keeps the colours under it as they are stored.
         pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (ValueError, Image.DecompressionBombError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{label} has colours of mode {image.mode}", "convert it to RGB") from error
     return Decoded(np.ascontiguousarray(pixels), alpha, focal_px, info)
 
@@ -213,15 +227,17 @@ def _deep_grey(values: np.ndarray, label: str) -> np.ndarray:
     return np.repeat(values.astype(np.uint16)[..., None], 3, axis=-1)
 
 
-def _decode_deep(image: Image.Image, data: bytes | None) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """16-bit colour through OpenCV: RGB (H, W, 3) uint16 and alpha, or None if the file holds no such thing."""
+def _decode_deep(
+    image: Image.Image, size: tuple[int, int], data: bytes | None
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """16-bit colour through OpenCV: RGB (H, W, 3) uint16 and alpha, or None if the file has none."""
     if data is None or image.mode not in ("RGB", "RGBA", "LA") or ";16" not in _raw_mode(data):
         return None
     import cv2
 
     flags = cv2.IMREAD_UNCHANGED | getattr(cv2, "IMREAD_IGNORE_ORIENTATION", 0)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] not in (image.size, image.size[::-1]):
+    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != size[::-1]:
         return None
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -233,7 +249,7 @@ def _decode_deep(image: Image.Image, data: bytes | None) -> tuple[np.ndarray, np
 
 
 def _raw_mode(data: bytes) -> str:
-    """The sample layout of the file as Pillow's decoder sees it, e.g. 'RGB;16B' (its ``mode`` hides the depth)."""
+    """The file's sample layout as Pillow's decoder sees it, e.g. 'RGB;16B' (``mode`` hides the depth)."""
     from PIL import Image
 
     tile = getattr(Image.open(io.BytesIO(data)), "tile", None)
@@ -255,7 +271,7 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_exif(image: Image.Image) -> dict[str, Any]:
-    """The EXIF fields used here, plain and checked: orientation, camera, lens, focal length and its references."""
+    """The EXIF fields used here, plain and checked: orientation, camera, lens, focal length and its scale."""
     try:
         exif = image.getexif()
         detail = exif.get_ifd(0x8769)
@@ -288,9 +304,9 @@ def read_exif(image: Image.Image) -> dict[str, Any]:
 def focal_in_pixels(exif: dict[str, Any], width: int, height: int) -> float | None:
     """Focal length in pixels of an image of ``width`` × ``height`` (before turning upright), or None.
 
-    From the 35 mm equivalent by the diagonal, else from the focal length and the sensor's resolution; the latter
-    refers to the image as recorded, so a resized one is scaled by its recorded width. Lenses outside 3°–170° of
-    the diagonal are taken for wrong entries.
+    From the 35 mm equivalent by the diagonal, else from the focal length and the sensor's resolution; the
+    latter refers to the image as recorded, so a resized one is scaled by its recorded width. Lenses outside
+    3°–170° of the diagonal are taken for wrong entries.
     """
     diagonal = math.hypot(width, height)
     focal = None

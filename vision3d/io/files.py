@@ -1,4 +1,4 @@
-"""Files that are either there and right, or not there: every write goes to a hidden name first and is then renamed.
+"""Files that are either there and right, or not there: written under a hidden name first, then renamed.
 
 A reader never sees half a file, an interrupted run leaves nothing that looks finished, and a full disk or a
 folder without permission is one line that says what to do.
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _REASONS: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", "free some space or choose another output folder"),
     errno.EDQUOT: ("your disk quota is used up", "free some space or choose another output folder"),
-    errno.EACCES: ("there is no permission to write there", "change its permissions or choose another folder"),
+    errno.EACCES: (
+        "there is no permission to write there",
+        "change its permissions or choose another folder",
+    ),
     errno.EPERM: ("there is no permission to write there", "change its permissions or choose another folder"),
     errno.EROFS: ("the file system is read-only", "choose an output folder on a writable disk"),
     errno.EISDIR: ("a folder is in the way", "remove it or choose another output folder"),
@@ -41,12 +44,21 @@ _STALE_SECONDS = 3600.0
 
 
 def as_output_error(error: OSError, target: Path) -> OutputError:
-    """The one line for a write under ``target`` that the operating system refused."""
-    where = target.parent if target.suffix else target
+    """The one line for a write to ``target`` that the operating system refused."""
     reason, remedy = _REASONS.get(
         error.errno or 0, (error.strerror or str(error) or "the write failed", "choose another output folder")
     )
-    return OutputError(f"cannot write {target.name} in {where}: {reason}", remedy)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and not (there := _nearest_existing(target)).is_dir():
+        reason = f"{there} is a file, where a folder is needed"
+    return OutputError(f"cannot write {target}: {reason}", remedy)
+
+
+def _nearest_existing(path: Path) -> Path:
+    """``path`` itself or the closest of its parents that exists."""
+    path = path.absolute()
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
 
 
 @contextmanager
@@ -72,9 +84,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     Meant for the start of a run, so that a mistyped ``--out`` costs no computation.
     """
     folder = Path(folder)
-    there = folder.absolute()
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
+    there = _nearest_existing(folder)
     if not there.is_dir():
         raise as_output_error(OSError(errno.ENOTDIR, ""), folder)
     if not os.access(there, os.W_OK | os.X_OK):
@@ -84,8 +94,9 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 def fsync_path(path: Path) -> None:
     """Ask the disk to keep a file or folder; file systems that cannot are left alone."""
-    flags = os.O_RDONLY | (getattr(os, "O_DIRECTORY", 0) if path.is_dir() else 0)
-    descriptor = os.open(path, flags)
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -99,8 +110,8 @@ def fsync_path(path: Path) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a hidden name beside ``path`` to write to; rename it to ``path`` when the block ends well.
 
-    The name keeps the suffix of ``path``, so that writers which choose a format by suffix work. Missing parent
-    folders are made. Whatever happens inside, no partial file stays behind.
+    The name keeps the suffix of ``path``, so that writers which choose a format by suffix work. Missing
+    parent folders are made. Whatever happens inside, no partial file stays behind.
 
     Raises:
         OutputError: the file cannot be written (full disk, no permission, read-only, something in the way).
@@ -123,12 +134,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path]:
-    """Yield a hidden sibling of ``folder`` to fill; its files replace those in ``folder`` when the block ends well.
+    """Yield a hidden sibling of ``folder`` to fill; if the block ends well its files move into ``folder``.
 
     Nothing in ``folder`` is touched until every new file is complete on disk. Then ``last`` (the file whose
-    presence says that a folder is complete) is taken away, the other files are renamed into place, and the new
-    ``last`` is renamed at the very end: a crash in between leaves a folder that reads as incomplete. Files of
-    other origin in ``folder`` stay.
+    presence says that a folder is complete) is taken away, the other files are renamed into place, and the
+    new ``last`` is renamed at the very end: a crash in between leaves a folder that reads as incomplete.
+    Files of other origin in ``folder`` stay.
 
     Raises:
         OutputError: as :func:`atomic_path`.
@@ -143,17 +154,18 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
                 raise OSError(errno.ENOTDIR, "")
             staging.mkdir()
             yield staging
-            for file in staging.iterdir():
-                fsync_path(file)
+            files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+            for file in files:
+                fsync_path(staging / file)
             fsync_path(staging)
             if not folder.exists():
                 os.replace(staging, folder)  # noqa: PTH105
             else:
                 (folder / last).unlink(missing_ok=True)
                 fsync_path(folder)
-                names = sorted(file.name for file in staging.iterdir() if file.name != last)
-                for name in [*names, last]:
-                    os.replace(staging / name, folder / name)  # noqa: PTH105
+                for file in [*(f for f in files if str(f) != last), Path(last)]:
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(staging / file, folder / file)  # noqa: PTH105
                 fsync_path(folder)
             fsync_path(folder.parent)
     finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,29 +44,30 @@ def iter_frames(
         raise InputError(f"every={every} frames", "give 1 or more")
     import cv2
 
-    with _quiet_opencv():
-        capture = cv2.VideoCapture(str(path))
-        try:
-            if not capture.isOpened():
-                raise InputError(f"{path} cannot be opened as a video", "it may be cut off or of an unknown codec")
-            announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-            number = kept = 0
-            while limit is None or kept < limit:
-                # Frames that nobody wants are grabbed, not converted.
-                if number % every:
-                    if not capture.grab():
-                        break
-                else:
-                    there, frame = capture.read()
-                    if not there:
-                        break
-                    kept += 1
-                    yield number, np.ascontiguousarray(frame[..., ::-1])
-                number += 1
+    capture = _open_quietly(path)
+    number = kept = 0
+    try:
+        if not capture.isOpened():
+            raise InputError(
+                f"{path} cannot be opened as a video", "it may be cut off or of an unknown codec"
+            )
+        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        while limit is None or kept < limit:
+            # Frames that nobody wants are grabbed, not converted.
+            if number % every:
+                if not capture.grab():
+                    break
             else:
-                return
-        finally:
-            capture.release()
+                there, frame = capture.read()
+                if not there:
+                    break
+                kept += 1
+                yield number, np.ascontiguousarray(frame[..., ::-1])
+            number += 1
+        else:
+            return
+    finally:
+        capture.release()
     if number == 0:
         raise InputError(f"no frame of {path} can be decoded", "it may be cut off or of an unknown codec")
     # Containers without an index only estimate their number of frames.
@@ -76,9 +77,8 @@ def iter_frames(
         warn(f"{path} is cut off: {number} of {announced} frames could be decoded")
 
 
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """Keep FFmpeg's and OpenCV's own complaints off the screen; ours say the same in one line."""
+def _open_quietly(path: Path) -> Any:
+    """Open a capture without FFmpeg's and OpenCV's complaints on the screen; ours say the same."""
     import cv2
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -87,7 +87,7 @@ def _quiet_opencv() -> Iterator[None]:
     if logging:
         logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
-        yield
+        return cv2.VideoCapture(str(path))
     finally:
         if logging:
             logging.setLogLevel(before)

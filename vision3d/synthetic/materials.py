@@ -36,7 +36,9 @@ class Material:
 
     texture: int  # number in the texture bank
     colours: tuple[Colour, Colour, Colour]
-    scale: float = 1.0  # metres that one repeat of the texture covers (mapping "box"), repeats around ("wrap")
+    scale: float = (
+        1.0  # metres that one repeat of the texture covers (mapping "box"), repeats around ("wrap")
+    )
     mapping: str = "box"  # "box": projected along the face; "fit": stretched over the face; "wrap": around z
     swap: bool = False  # texture turned by 90°
     specular: float = 0.04  # strength of highlights
@@ -75,9 +77,7 @@ def wall_colour(draw: Draw) -> Colour:
     if draw.chance(0.2):
         return any_colour(draw)
     v = draw.uniform(0.62, 0.97)
-    return colorsys.hsv_to_rgb(
-        draw.pick([0.08, 0.11, 0.14, 0.3, 0.55, 0.6, 0.95]), draw.uniform(0, 0.22), v
-    )
+    return colorsys.hsv_to_rgb(draw.pick([0.08, 0.11, 0.14, 0.3, 0.55, 0.6, 0.95]), draw.uniform(0, 0.22), v)
 
 
 def wood_colour(draw: Draw) -> Colour:
@@ -132,18 +132,25 @@ def fabric(draw: Draw, colour: Colour | None = None) -> Material:
     """Upholstery, bedding, curtains, clothes."""
     c = colour or any_colour(draw)
     kind = draw.pick(
-        ["cloth", "plain", "stripes", "plaid", "dots", "damask", "speckle", "cloudy"], [5, 3, 1, 1, 0.5, 1, 1, 1]
+        ["cloth", "plain", "stripes", "plaid", "dots", "damask", "speckle", "cloudy"],
+        [5, 3, 1, 1, 0.5, 1, 1, 1],
     )
     subtle = kind in ("cloth", "plain", "speckle", "cloudy")
     second = shade(c, draw.uniform(0.6, 1.3)) if subtle else any_colour(draw)
     return Material(
-        textures.choose(draw, kind), (c, second, any_colour(draw)), draw.uniform(0.15, 0.8), specular=0.01, gloss=5.0
+        textures.choose(draw, kind),
+        (c, second, any_colour(draw)),
+        draw.uniform(0.15, 0.8),
+        specular=0.01,
+        gloss=5.0,
     )
 
 
 def leather(draw: Draw) -> Material:
     """Smooth, soft highlights, usually dark."""
-    c = draw.pick([(0.08, 0.07, 0.07), (0.25, 0.13, 0.07), (0.45, 0.1, 0.08), (0.8, 0.77, 0.7), (0.4, 0.3, 0.2)])
+    c = draw.pick(
+        [(0.08, 0.07, 0.07), (0.25, 0.13, 0.07), (0.45, 0.1, 0.08), (0.8, 0.77, 0.7), (0.4, 0.3, 0.2)]
+    )
     return Material(
         textures.choose(draw, "cloudy"),
         (jitter(draw, c), shade(c, 0.8), shade(c, 0.7)),
@@ -202,7 +209,9 @@ def glass(draw: Draw) -> Material:
     """Window glass seen from outside: dark, mirroring the surroundings."""
     v = draw.uniform(0.03, 0.2)
     c = (v, v * draw.uniform(1, 1.15), v * draw.uniform(1, 1.3))
-    return Material(textures.choose(draw, "cloudy"), (c, shade(c, 1.6), c), 3.0, specular=0.8, gloss=250, mirror=0.35)
+    return Material(
+        textures.choose(draw, "cloudy"), (c, shade(c, 1.6), c), 3.0, specular=0.8, gloss=250, mirror=0.35
+    )
 
 
 def glowing(draw: Draw, colour: Colour, strength: float, texture: str = "plain") -> Material:
@@ -226,7 +235,14 @@ def skin(draw: Draw) -> Material:
 def fur(draw: Draw) -> Material:
     """Coats of animals: plain, patched or tabby."""
     base = draw.pick(
-        [(0.9, 0.87, 0.8), (0.12, 0.1, 0.09), (0.6, 0.4, 0.2), (0.45, 0.42, 0.4), (0.75, 0.55, 0.3), (0.35, 0.22, 0.13)]
+        [
+            (0.9, 0.87, 0.8),
+            (0.12, 0.1, 0.09),
+            (0.6, 0.4, 0.2),
+            (0.45, 0.42, 0.4),
+            (0.75, 0.55, 0.3),
+            (0.35, 0.22, 0.13),
+        ]
     )
     other = draw.pick([(0.92, 0.9, 0.85), (0.1, 0.09, 0.08), (0.5, 0.3, 0.15)])
     return Material(

@@ -55,7 +55,13 @@ def _finish(
     length = np.linalg.norm(normals, axis=1, keepdims=True)
     unit = (np.asarray(normals) / np.maximum(length, 1e-9)).astype(np.float32)
     return Primitive(
-        anchor, None if bulge is None else np.asarray(bulge, np.float32), unit, faces, box_axes, wrap, scale_normals
+        anchor,
+        None if bulge is None else np.asarray(bulge, np.float32),
+        unit,
+        faces,
+        box_axes,
+        wrap,
+        scale_normals,
     )
 
 
@@ -323,6 +329,11 @@ def extrusion(outline: np.ndarray, top_scale: float = 1.0, smooth: bool = False)
     return _finish(np.array(vertices), np.array(normals), np.array(faces))
 
 
+def mesh(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray) -> Primitive:
+    """Any triangles with vertex normals, in metres (use it with size 1); faces are turned to their normals."""
+    return _finish(vertices, normals, faces)
+
+
 def tube(path: np.ndarray, radius: float, sides: int = 6) -> Primitive:
     """A pipe of constant radius along a polyline (N, 3), in metres (use it with size 1)."""
     points = np.asarray(path, float)
@@ -384,3 +395,27 @@ def leaves(base: np.ndarray, tip: np.ndarray, across: np.ndarray) -> Primitive:
     start = np.arange(count)[:, None] * 4
     faces = np.concatenate([start + [0, 1, 2], start + [0, 2, 3]])
     return _finish(quads.reshape(-1, 3), np.repeat(normal, 4, axis=0), faces)
+
+
+def hipped(depth: float, width: float, rise: float, top: float) -> Primitive:
+    """A truncated pyramid over a rectangle, in metres: the roof of a house or palace.
+
+    Args:
+        depth: extent in x at the bottom (z = 0).
+        width: extent in y at the bottom.
+        rise: height.
+        top: width of the flat top relative to the shorter side.
+    """
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    inset = min(depth, width) * (1 - top) / 2
+    low = corners * (depth, width)
+    high = np.sign(corners) * (depth / 2 - inset, width / 2 - inset)
+    points = np.concatenate([np.column_stack([low, np.zeros(4)]), np.column_stack([high, np.full(4, rise)])])
+    vertices, normals, faces = [], [], []
+    for face in ((0, 1, 5, 4), (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7), (4, 5, 6, 7)):
+        p = points[list(face)]
+        base = len(vertices)
+        vertices += list(p)
+        normals += [np.cross(p[1] - p[0], p[3] - p[0])] * 4
+        faces += [(base, base + 1, base + 2), (base, base + 2, base + 3)]
+    return _finish(np.array(vertices), np.array(normals), np.array(faces))

@@ -216,7 +216,10 @@ class Scene:
             inv = inverse[p]
             u = local[:, faces, axes[:, :1]] * inv[:, axes[:, 0], None] + offset[p, None, None, 0]
             upright = np.where(axes[:, 1] == 2, -1.0, 1.0)  # image rows run down, z runs up
-            v = local[:, faces, axes[:, 1:]] * (inv[:, axes[:, 1]] * upright)[..., None] + offset[p, None, None, 1]
+            v = (
+                local[:, faces, axes[:, 1:]] * (inv[:, axes[:, 1]] * upright)[..., None]
+                + offset[p, None, None, 1]
+            )
             uv = np.stack([u, v], -1)
             around = wrap[p]
             if around.any():
@@ -319,7 +322,13 @@ class Builder:
         return middle, length, rotation_to((dx / length, dy / length, dz / length))
 
     def limb(
-        self, name: str, start: Vector, end: Vector, radius: float, material: Material, semantic: str | None = None
+        self,
+        name: str,
+        start: Vector,
+        end: Vector,
+        radius: float,
+        material: Material,
+        semantic: str | None = None,
     ) -> None:
         """A capsule whose ball centres are start and end."""
         middle, length, turn = self._between(start, end)
@@ -371,6 +380,4 @@ class Builder:
     def support(self, centre: Vector, size: tuple[float, float], kind: str) -> None:
         """Declares a level rectangle that clutter may be put on."""
         s = self.thing.scale
-        self.scene.surfaces.append(
-            Surface(self.to_world(centre), self.yaw, (size[0] * s, size[1] * s), kind)
-        )
+        self.scene.surfaces.append(Surface(self.to_world(centre), self.yaw, (size[0] * s, size[1] * s), kind))

@@ -122,13 +122,13 @@ def _planks(draw: Draw) -> Masks:
     tone = draw.generator.random(rows * columns).astype(np.float32)[board]
     grain = _grain_rings(draw)
     shift = (tone * 255).astype(int)
-    grain = grain[
-        (np.arange(SIZE)[:, None] + shift * 3) % SIZE, (np.arange(SIZE)[None] + shift * 7) % SIZE
-    ]
+    grain = grain[(np.arange(SIZE)[:, None] + shift * 3) % SIZE, (np.arange(SIZE)[None] + shift * 7) % SIZE]
     gap = np.minimum(_soft((_Y * rows) % 1, 0.0, 0.05), _soft(along % 1, 0.0, 0.008 * columns))
     contrast = draw.uniform(0.3, 1)
-    return np.clip(grain * 0.5 + tone * 0.5 * contrast, 0, 1), _ZERO, (0.45 + 0.55 * gap) * (
-        1 + 0.2 * (tone - 0.5)
+    return (
+        np.clip(grain * 0.5 + tone * 0.5 * contrast, 0, 1),
+        _ZERO,
+        (0.45 + 0.55 * gap) * (1 + 0.2 * (tone - 0.5)),
     )
 
 
@@ -234,19 +234,29 @@ def _concrete(draw: Draw) -> Masks:
 
 def _grass(draw: Draw) -> Masks:
     blades = noise(draw, 0.5, 0.4)
-    return blades, _soft(noise(draw, 1.6), 0.55, 0.95) * draw.uniform(0.2, 0.9), 0.6 + 0.7 * noise(draw, 0.4, 0.5)
+    return (
+        blades,
+        _soft(noise(draw, 1.6), 0.55, 0.95) * draw.uniform(0.2, 0.9),
+        0.6 + 0.7 * noise(draw, 0.4, 0.5),
+    )
 
 
 def _foliage(draw: Draw) -> Masks:
     _, gap, tone = _cells(draw, draw.pick([60, 100, 140]))
     depth = noise(draw, 1.2)
-    return tone, _soft(noise(draw, 0.8), 0.8, 1.0) * 0.8, (0.35 + 0.9 * depth) * (0.5 + 0.5 * _soft(gap, 0, 0.03))
+    return (
+        tone,
+        _soft(noise(draw, 0.8), 0.8, 1.0) * 0.8,
+        (0.35 + 0.9 * depth) * (0.5 + 0.5 * _soft(gap, 0, 0.03)),
+    )
 
 
 def _asphalt(draw: Draw) -> Masks:
     cracks = 1 - _soft(np.abs(noise(draw, 1.8) - 0.5), 0.0, 0.006)
-    return noise(draw, 1.6) * 0.6, _soft(noise(draw, 0.2), 0.9, 1.0) * 0.4, _grain(draw, 0.35, 0.3) * (
-        1 - 0.35 * cracks * draw.chance(0.6)
+    return (
+        noise(draw, 1.6) * 0.6,
+        _soft(noise(draw, 0.2), 0.9, 1.0) * 0.4,
+        _grain(draw, 0.35, 0.3) * (1 - 0.35 * cracks * draw.chance(0.6)),
     )
 
 
@@ -284,7 +294,9 @@ def _canvas() -> np.ndarray:
     return np.zeros((SIZE, SIZE), np.float32)
 
 
-def _write_lines(image: np.ndarray, draw: Draw, box: tuple[int, int, int, int], height: int, value: float) -> None:
+def _write_lines(
+    image: np.ndarray, draw: Draw, box: tuple[int, int, int, int], height: int, value: float
+) -> None:
     """Rows of dashes that read as lines of print from afar."""
     x0, y0, x1, y1 = box
     y = y0
@@ -311,7 +323,9 @@ def _page(draw: Draw) -> Masks:
     width = (SIZE - 2 * left) // columns
     for c in range(columns):
         x0 = left + c * width
-        _write_lines(ink, draw, (x0, top, x0 + width - 8, SIZE - 16), draw.integer(4, 9), draw.uniform(0.6, 0.95))
+        _write_lines(
+            ink, draw, (x0, top, x0 + width - 8, SIZE - 16), draw.integer(4, 9), draw.uniform(0.6, 0.95)
+        )
         if draw.chance(0.5):
             y = draw.integer(top, SIZE - 70)
             size = (x0 + width - 10, y + draw.integer(30, 60))
@@ -334,7 +348,9 @@ def _poster(draw: Draw) -> Masks:
         if kind == "box":
             cv2.rectangle(target, (x - w // 2, y - h // 2), (x + w // 2, y + h // 2), value, -1)
         elif kind == "ellipse":
-            cv2.ellipse(target, (x, y), (w // 2, h // 2), draw.uniform(0, 180), 0, 360, value, -1, cv2.LINE_AA)
+            cv2.ellipse(
+                target, (x, y), (w // 2, h // 2), draw.uniform(0, 180), 0, 360, value, -1, cv2.LINE_AA
+            )
         elif kind == "triangle":
             points = np.array([[draw.integer(0, SIZE), draw.integer(0, SIZE)] for _ in range(3)], np.int32)
             cv2.fillPoly(target, [points], value, cv2.LINE_AA)
@@ -344,7 +360,11 @@ def _poster(draw: Draw) -> Masks:
         y = draw.integer(10, SIZE - 50)
         x = draw.integer(8, 80)
         _write_lines(
-            draw.pick([first, second]), draw, (x, y, SIZE - 12, y + draw.integer(20, 80)), draw.integer(6, 26), 1.0
+            draw.pick([first, second]),
+            draw,
+            (x, y, SIZE - 12, y + draw.integer(20, 80)),
+            draw.integer(6, 26),
+            1.0,
         )
     return first, second, shade
 
@@ -455,7 +475,11 @@ def _hexagons(draw: Draw) -> Masks:
         d = np.hypot(((_X * n + sx) % 1 - 0.5), ((_Y * n + sy) % 1 - 0.5) * 1.0)
         second = np.minimum(np.maximum(best, d), second)
         best = np.minimum(best, d)
-    return _soft(best, 0.2, 0.25) * draw.uniform(0, 0.6), 1 - _soft(second - best, 0.02, 0.06), _grain(draw, 0.1)
+    return (
+        _soft(best, 0.2, 0.25) * draw.uniform(0, 0.6),
+        1 - _soft(second - best, 0.02, 0.06),
+        _grain(draw, 0.1),
+    )
 
 
 _MAKERS: dict[str, tuple[Callable[[Draw], Masks], int]] = {

@@ -1,11 +1,10 @@
-"""Folders that appear whole or not at all, and training states that load without executing code."""
+"""Exported components, and training states that appear whole and load without executing code."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,39 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vision3d.errors import InputError, OutputError, WeightsError
+from vision3d.errors import InputError, WeightsError
+from vision3d.io.files import staged_folder
 
 STEP_PREFIX = "step-"
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success and vanishes on failure.
-
-    Raises OutputError in one line when the disk is full or the place cannot be written.
-    """
-    temporary = path.parent / f".{path.name}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        replaced = path.parent / f".{path.name}.replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}", "free space or choose another --out"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def export_component(module: nn.Module, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -59,20 +29,11 @@ def export_component(module: nn.Module, folder: Path, dtype: torch.dtype = torch
     rounded = copy.deepcopy(module).to("cpu", dtype)
     for name, value in rounded.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{name} of {folder.name} is not finite in {dtype}", "the training has diverged")
-    with atomic_folder(folder) as temporary:
+            raise WeightsError(
+                f"{name} of {folder.name} is not finite in {dtype}", "the training has diverged"
+            )
+    with staged_folder(folder, last="config.json") as temporary:
         rounded.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}", "choose another --out") from error
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -89,7 +50,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
-        raise WeightsError(f"cannot read {path}: {error}", "remove this checkpoint to use the one before") from error
+        raise WeightsError(
+            f"cannot read {path}: {error}", "remove this checkpoint to use the one before"
+        ) from error
 
 
 def split_optimizer_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -120,7 +83,9 @@ def load_optimizer_state(
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-                    optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    optimizer.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(
+                        value
+                    )
 
 
 def random_states() -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -178,4 +143,6 @@ def require_same_task(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     different = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
     if different:
         shown = ", ".join(f"{key} was {saved.get(key)!r} and is {now.get(key)!r}" for key in different[:3])
-        raise InputError(f"the checkpoint is of another run: {shown}", "repeat the settings or use a new --out")
+        raise InputError(
+            f"the checkpoint is of another run: {shown}", "repeat the settings or use a new --out"
+        )

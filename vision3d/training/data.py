@@ -73,7 +73,9 @@ def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> Sample
     if data is None:
         return RenderedWorld(size=size)
     if not data.is_dir():
-        raise InputError(f"there is no folder {data}", "give the folder of a rendered cache, or leave --data out")
+        raise InputError(
+            f"there is no folder {data}", "give the folder of a rendered cache, or leave --data out"
+        )
     from vision3d.synthetic import ShardCache
 
     source = ShardCache(data)
@@ -99,10 +101,10 @@ class WorldBatches:
         batch_size: images in a batch.
         size: side of the square output crops in pixels.
         seed: with the index it fixes everything random.
-        fields: what to return, of :data:`FIELDS`. ``image`` (B, 3, S, S) float in [0, 1], augmented; ``clean``
-            the same before photometric augmentation; ``depth`` (B, S, S) metres with inf for sky; ``normals``
-            (B, 3, S, S), zero for sky; ``semantic`` (B, S, S) int64 with 255 for none; ``K`` (B, 3, 3)
-            intrinsics of the crop; ``caption`` list of str.
+        fields: what to return, of :data:`FIELDS`. ``image`` (B, 3, S, S) float in [0, 1], augmented;
+            ``clean`` the same before photometric augmentation; ``depth`` (B, S, S) metres with inf for sky;
+            ``normals`` (B, 3, S, S), zero for sky; ``semantic`` (B, S, S) int64 with 255 for none; ``K``
+            (B, 3, 3) intrinsics of the crop; ``caption`` list of str.
         scale: smallest and largest side of the crop as a share of the sample's shorter side (at most 1).
         flip: mirror half of the crops.
         photometric: share of the images that get the strong photometric augmentation.
@@ -146,9 +148,7 @@ class WorldBatches:
         """One augmented crop of the stream, see the class for the fields."""
         rng = np.random.default_rng((self.seed, 2, position))
         sample = self.source[self.sample_index(position)]
-        return augmented_crop(
-            sample, self.size, rng, self.fields, self.scale, self.flip, self.photometric
-        )
+        return augmented_crop(sample, self.size, rng, self.fields, self.scale, self.flip, self.photometric)
 
 
 def augmented_crop(

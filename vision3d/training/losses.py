@@ -97,7 +97,7 @@ def affine_invariant_loss(
     trim: float = 0.2,
     scales: int = 4,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``ssi + gradient_weight · gradient matching`` on median/MAD-aligned maps, and the two terms detached."""
+    """``ssi + gradient_weight · gradient matching`` on aligned maps, and the two terms detached."""
     valid = valid & torch.isfinite(target)
     ssi = scale_shift_invariant_loss(prediction, target, valid, trim)
     gradient = gradient_matching_loss(

@@ -65,11 +65,11 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def from_options(cls, options: TaskOptions) -> Task:
-        """Make the task of a preset. Raises InputError for an unknown preset or a missing ``data``/``init``."""
+        """Make the task of a preset. Raises InputError for an unknown preset or missing folders."""
 
     @abstractmethod
     def recipe(self) -> dict[str, Any]:
-        """This preset's values for :class:`~vision3d.training.trainer.TrainerSettings`, e.g. ``{"lr": 1e-4}``."""
+        """This preset's :class:`~vision3d.training.trainer.TrainerSettings`, e.g. ``{"lr": 1e-4}``."""
 
     @abstractmethod
     def build(self) -> nn.Module:

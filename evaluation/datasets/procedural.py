@@ -1,0 +1,102 @@
+"""Held-out images of the procedural world: exact depth, scenes that no training may see.
+
+Sky is not scored; everything farther than the street benchmark's 80 m is left out as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision3d.camera import Intrinsics
+from vision3d.errors import InputError
+from vision3d.evaluation.datasets.base import DepthDataset, DepthSample
+from vision3d.evaluation.protocols import DepthRange
+
+PROCEDURAL_RANGE = DepthRange(1e-3, 80.0)
+# Training measures its progress on the first held-out seeds and may stop by them; the test set starts later.
+TEST_SEEDS = range(900_100_000, 900_100_500)
+
+
+class Procedural(DepthDataset):
+    """Images rendered from seeds, or read from rendered shards.
+
+    Args:
+        seeds: of the scenes, when they are rendered.
+        shards: folder of rendered shards to read instead; ``seeds`` is then unused.
+        size: (height, width) of rendered images.
+        keep: keep decoded samples in memory, for several passes over a rendered set.
+
+    Raises:
+        InputError: no such folder, empty, or a scene that training may have seen.
+    """
+
+    name = "procedural"
+    range = PROCEDURAL_RANGE
+
+    def __init__(
+        self,
+        seeds: Sequence[int] = TEST_SEEDS,
+        *,
+        shards: str | Path | None = None,
+        size: tuple[int, int] = (160, 160),
+        keep: bool = False,
+    ) -> None:
+        self.size = size
+        self._kept: dict[int, DepthSample] | None = {} if keep else None
+        self._source: Any = None
+        if shards is not None:
+            from vision3d.training.data import open_source
+
+            self._source = open_source(Path(shards), size)
+            self._names = [f"{index:06d}" for index in range(len(self._source))]
+        else:
+            self._seeds = list(seeds)
+            self._names = [f"seed_{seed}" for seed in self._seeds]
+        if not self._names:
+            raise InputError("no scenes of the procedural world", "give at least one seed")
+        if shards is None:
+            _refuse_training_seed(min(self._seeds))
+
+    @property
+    def names(self) -> Sequence[str]:
+        """See :class:`DepthDataset`."""
+        return self._names
+
+    def __getitem__(self, index: int) -> DepthSample:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        name = self._names[index]
+        if self._source is not None:
+            sample = self._source[index]
+            _refuse_training_seed(int(sample.seed))
+        else:
+            from vision3d.synthetic import render_sample
+
+            sample = render_sample(self._seeds[index], self.size)
+        depth = np.where(np.isfinite(sample.depth), sample.depth, 0).astype(np.float32)
+        height, width = depth.shape
+        result = DepthSample(
+            name,
+            "",
+            np.asarray(sample.image),
+            depth,
+            self.range.contains(depth),
+            Intrinsics.from_K(sample.K, width, height),
+        )
+        if self._kept is not None:
+            self._kept[index] = result
+        return result
+
+
+def _refuse_training_seed(seed: int) -> None:
+    from vision3d.training.data import HELD_OUT_SEED
+
+    if seed < HELD_OUT_SEED:
+        raise InputError(
+            f"scene {seed} of the procedural world may have been trained on",
+            f"evaluate on seeds from {HELD_OUT_SEED} on",
+        )

@@ -1,0 +1,433 @@
+"""Training PrimeDepth: refiner and heads on the preimage of a Stable Diffusion prior (PrimeDepth, section 4).
+
+As published the prior is frozen. The authors released no training code; losses, optimiser and schedule are ours,
+after MiDaS: trimmed scale-and-shift-invariant L1 on inverse depth, multi-scale gradient matching, and cross entropy
+for the segmentation head. The mini prior, trained for minutes and not for GPU years, is too weak to be left frozen:
+its preset tunes the UNet along, with the denoising loss kept in the sum so that it stays a denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from typing_extensions import override
+
+from vision3d.backbone.schedule import PredictionType, add_noise
+from vision3d.backbone.vae import encode_moments, set_group_norm_eps
+from vision3d.errors import InputError
+from vision3d.io.files import atomic_write_json
+from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
+from vision3d.training.checkpoint import export_component
+from vision3d.training.data import (
+    HELD_OUT_SEED,
+    RenderedWorld,
+    SampleSource,
+    WorldBatches,
+    augmented_crop,
+    describe_source,
+    open_source,
+)
+from vision3d.training.losses import affine_invariant_loss, segmentation_loss
+from vision3d.training.prior import (
+    Tokenised,
+    TurnTaking,
+    checksums,
+    component_folder,
+    denoising_loss,
+    load_module,
+    preset,
+    read_tokenizer,
+    tokenise,
+)
+from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
+
+CLASSES = 150
+"""ADE20K classes of the segmentation head."""
+
+
+@dataclass(frozen=True)
+class PrimeDepthRecipe:
+    """Sizes and training of refiner and heads.
+
+    Args:
+        refiner_channels: handed from the refiner to the heads.
+        head_channels, head_layers, head_groups: of the heads.
+        head_dim: size of the refiner's attention heads.
+        crops: (height, width, images) of the batches that take turns.
+        lr: peak learning rate of refiner and heads.
+        unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
+        denoising_weight: of the denoising loss that keeps a tuned UNet a denoiser.
+        gradient_weight: of gradient matching.
+        relative_weight: of the relative error after a least-squares fit, which is what AbsRel measures.
+        segmentation_weight: of cross entropy.
+        segmentation_every: the segmentation head is trained on every n-th step.
+        caption_dropout: share of captions replaced by "".
+        sky: ``mask`` leaves sky out of the depth loss; ``far`` teaches inverse depth 0 there.
+        scale: smallest and largest crop relative to the sample.
+        max_size: longest side at which photographs are processed with these weights.
+        world: (height, width) of scenes that are rendered when there is no cache.
+    """
+
+    refiner_channels: int
+    head_channels: tuple[int, ...]
+    head_layers: int
+    head_groups: int
+    head_dim: int
+    crops: tuple[tuple[int, int, int], ...]
+    lr: float
+    unet_lr: float = 0.0
+    denoising_weight: float = 0.0
+    gradient_weight: float = 0.5
+    relative_weight: float = 0.0
+    segmentation_weight: float = 0.1
+    segmentation_every: int = 1
+    caption_dropout: float = 0.1
+    sky: str = "mask"
+    scale: tuple[float, float] = (0.6, 1.0)
+    max_size: int = 1024
+    world: tuple[int, int] = (480, 640)
+    warmup: int = 1000
+    ema: float = 0.999
+
+
+MINI = PrimeDepthRecipe(
+    refiner_channels=64,
+    head_channels=(16, 32, 48, 64),
+    head_layers=1,
+    head_groups=8,
+    head_dim=16,
+    crops=((96, 128, 16), (112, 112, 16), (128, 96, 16), (96, 128, 16)),
+    lr=6e-4,
+    unet_lr=0.7,
+    denoising_weight=0.1,
+    relative_weight=0.5,
+    segmentation_every=4,
+    caption_dropout=0.9,
+    sky="far",
+    scale=(0.7, 1.0),
+    max_size=128,
+    world=(144, 192),
+    warmup=200,
+)
+PRESETS = {
+    "mini": MINI,
+    # second stage of the mini: finer crops, from the first stage's export
+    "mini-fine": replace(
+        MINI, crops=((144, 192, 8), (168, 168, 8), (192, 144, 8), (144, 192, 8)), lr=3e-4, max_size=192, warmup=100
+    ),
+    # Hypersim crops and Virtual KITTI crops in turn, after pre-training on pseudo labels at 512 x 512
+    "full": PrimeDepthRecipe(
+        refiner_channels=512,
+        head_channels=(128, 256, 512, 512),
+        head_layers=2,
+        head_groups=32,
+        head_dim=64,
+        crops=((480, 640, 16), (352, 1216, 16)),
+        lr=5e-5,
+    ),
+    "full-pseudo": PrimeDepthRecipe(
+        refiner_channels=512,
+        head_channels=(128, 256, 512, 512),
+        head_layers=2,
+        head_groups=32,
+        head_dim=64,
+        crops=((512, 512, 16),),
+        lr=5e-5,
+    ),
+}
+
+
+class PrimeDepthTask(Task):
+    """Refiner, depth head and segmentation head over a prior.
+
+    Args:
+        recipe: sizes and training.
+        source: images with depth, semantic classes and captions.
+        options: what the person set; ``init`` holds the prior (``vae``, ``unet``, ``text_encoder``,
+            ``tokenizer``) and may hold ``refiner`` and heads to go on from.
+    """
+
+    name: ClassVar[str] = "primedepth"
+
+    def __init__(self, recipe: PrimeDepthRecipe, source: SampleSource, options: TaskOptions) -> None:
+        if options.init is None:
+            raise InputError("primedepth needs a prior", "give --init the export of prior-unet, or an SD 2.1 folder")
+        if options.batch_size:
+            recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
+        self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
+        self.batch_size = recipe.crops[0][2]
+        self.tokenizer = read_tokenizer(component_folder(self.init, "tokenizer", "vocab.json"))
+        self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
+        set_group_norm_eps(self.vae, 1e-5)
+        from transformers import CLIPTextModel
+
+        self.text_encoder: Any = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
+        self._held: dict[str, Tensor] | None = None
+
+    @classmethod
+    @override
+    def from_options(cls, options: TaskOptions) -> PrimeDepthTask:
+        recipe = preset(PRESETS, options.preset, cls.name)
+        return cls(recipe, open_source(options.data, recipe.world), options)
+
+    @override
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "lr": self._recipe.lr,
+            "warmup": self._recipe.warmup,
+            "ema": self._recipe.ema,
+            "weight_decay": 1e-2,
+        }
+
+    @override
+    def build(self) -> nn.Module:
+        recipe = self._recipe
+        self.unet: Any = load_module(UNet2DConditionModel, component_folder(self.init, "unet"))
+        self.refiner: Any = self._part("refiner", PreimageRefiner) or PreimageRefiner.for_unet(
+            dict(self.unet.config), num_head_channels=recipe.head_dim, out_channels=recipe.refiner_channels
+        )
+        self.depth_head: Any = self._part("depth_head", PredictionHead) or self._new_head(3)
+        self.segmentation_head: Any = self._part("segmentation_head", PredictionHead) or self._new_head(CLASSES)
+        if self.options.checkpointing or (
+            self.options.checkpointing is None and self.options.preset.startswith("full")
+        ):
+            for module in (self.refiner, self.depth_head, self.segmentation_head):
+                module.enable_gradient_checkpointing()
+        trained = {
+            "refiner": self.refiner,
+            "depth_head": self.depth_head,
+            "segmentation_head": self.segmentation_head,
+        }
+        if recipe.unet_lr:
+            trained["unet"] = self.unet
+        return nn.ModuleDict(trained)
+
+    def _part(self, name: str, cls: type) -> Any:
+        return load_module(cls, self.init / name) if (self.init / name / "config.json").is_file() else None
+
+    def _new_head(self, channels: int) -> PredictionHead:
+        recipe = self._recipe
+        return PredictionHead(
+            recipe.refiner_channels, channels, recipe.head_channels, recipe.head_layers, recipe.head_groups
+        )
+
+    @override
+    def frozen(self) -> Iterable[nn.Module]:
+        return (self.vae, self.text_encoder) if self._recipe.unet_lr else (self.vae, self.text_encoder, self.unet)
+
+    @override
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        parts = dict(model.items())  # type: ignore[operator]
+        unet = parts.pop("unet", None)
+        groups = super().parameter_groups(nn.ModuleDict(parts))
+        if unet is not None:
+            scale = self._recipe.unet_lr
+            groups += [{**group, "lr_scale": scale} for group in super().parameter_groups(unet)]
+        return groups
+
+    @override
+    def batches(self) -> Batches:
+        recipe, seed = self._recipe, self.options.seed
+        members = [
+            Tokenised(
+                WorldBatches(
+                    self.source,
+                    count,
+                    (height, width),
+                    seed=seed + 7919 * i,
+                    fields=("image", "depth", "semantic", "caption"),
+                    scale=recipe.scale,
+                ),
+                self.tokenizer,
+                recipe.caption_dropout,
+                seed + i,
+            )
+            for i, (height, width, count) in enumerate(recipe.crops)
+        ]
+        return TurnTaking(members)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Scaled posterior means, without gradient."""
+        with torch.no_grad():
+            return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
+
+    def context(self, tokens: Tensor) -> Tensor:
+        """Text states (B, 77, width), without gradient."""
+        with torch.no_grad():
+            return self.text_encoder(tokens).last_hidden_state
+
+    def refined(self, latents: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+        """Input of the heads; noise of t = 1 is drawn anew."""
+        noisy = add_noise(latents, noise(latents.shape, generator, latents.device), TIMESTEP)
+        return self.refiner(self.unet, noisy, context, frozen=not self._recipe.unet_lr)
+
+    @override
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe = self._recipe
+        latents = self.latents(batch["image"])
+        context = self.context(batch["tokens"])
+        refined = self.refined(latents, context, generator)
+        prediction = self.depth_head(refined).float().mean(dim=1)
+        inverse, valid = inverse_depth(batch["depth"], sky=recipe.sky)
+        inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
+        loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
+        if recipe.relative_weight:
+            relative = relative_error(prediction, inverse, valid)
+            loss = loss + recipe.relative_weight * relative
+            metrics["relative"] = relative.detach()
+        if recipe.segmentation_weight and step % recipe.segmentation_every == 0:
+            logits = self.segmentation_head(refined).float()
+            labels = F.interpolate(batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0]
+            entropy = segmentation_loss(logits, labels)
+            loss = loss + recipe.segmentation_weight * entropy
+            metrics["entropy"] = entropy.detach()
+        if recipe.unet_lr and recipe.denoising_weight:
+            denoising = denoising_loss(self.unet, latents, context, generator, self.prediction_type).mean()
+            loss = loss + recipe.denoising_weight * denoising
+            metrics["denoising"] = denoising.detach()
+        return loss, metrics
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the prior's UNet predicts."""
+        import json
+
+        file = self.init / "scheduler" / "scheduler_config.json"
+        return json.loads(file.read_text())["prediction_type"] if file.is_file() else "epsilon"
+
+    def _held_out(self) -> dict[str, Tensor]:
+        if self._held is None:
+            height, width, _ = self._recipe.crops[0]
+            world = RenderedWorld(HELD_OUT_SEED, 96, (height, width))
+            rng = torch.Generator()
+            del rng
+            import numpy as np
+
+            crops = [
+                augmented_crop(world[i], (height, width), np.random.default_rng(i), ("image", "depth"))
+                for i in range(96)
+            ]
+            self._held = {name: torch.stack([c[name] for c in crops]) for name in ("image", "depth")}
+        return self._held
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Inverse depth (B, h, w) under the empty caption, with the fixed noise that inference uses."""
+        tokens = tokenise(self.tokenizer, [""] * len(images)).to(images.device)
+        generator = torch.Generator().manual_seed(0)
+        refined = self.refined(self.latents(images), self.context(tokens), generator)
+        return self.depth_head(refined).float().mean(dim=1)
+
+    @override
+    def evaluate(self, step: int) -> dict[str, float]:
+        held = self._held_out()
+        errors = []
+        for images, depth in zip(held["image"].split(16), held["depth"].split(16), strict=True):
+            prediction = self.predict(images.to(self.device)).cpu()
+            depth = depth[:, : prediction.shape[-2], : prediction.shape[-1]]
+            errors += [absrel(p, d) for p, d in zip(prediction, depth, strict=True)]
+        return {"absrel": float(sum(errors) / len(errors))}
+
+    @override
+    def images(self, step: int) -> dict[str, Tensor]:
+        held = self._held_out()
+        images = held["image"][:8]
+        prediction = self.predict(images.to(self.device)).cpu()
+        target = inverse_depth(held["depth"][:8], sky="far")[0]
+        maps = []
+        for stack in (prediction, target):
+            low, high = stack.flatten(1).quantile(0.02, 1), stack.flatten(1).quantile(0.98, 1)
+            shown = (stack - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
+            maps.append(shown.clamp(0, 1)[:, None].expand(-1, 3, -1, -1))
+        return {"depth": torch.cat([images, *maps])}
+
+    @override
+    def export(self, folder: Path) -> None:
+        for name in ("vae", "unet", "text_encoder", "refiner", "depth_head", "segmentation_head"):
+            export_component(getattr(self, name), folder / name)
+        import shutil
+
+        shutil.copytree(self.init / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        if (self.init / "scheduler").is_dir():
+            shutil.copytree(self.init / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+        write_pipeline_index(folder, self._recipe.max_size)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "preset": self.options.preset,
+            "recipe": asdict(self._recipe),
+            "data": describe_source(self.source),
+            "init": checksums(self.init, ("vae", "unet", "text_encoder", "refiner", "depth_head")),
+        }
+
+
+def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
+    """Inverse depth (B, H, W) in 1/m and its validity; sky (infinite depth) is 0 and valid only for ``far``."""
+    known = torch.isfinite(depth) & (depth > 1e-3)
+    inverse = torch.where(known, 1 / depth.clamp_min(1e-3), torch.zeros_like(depth))
+    return inverse, known | torch.isinf(depth) if sky == "far" else known
+
+
+def _to_size(inverse: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Targets cut to what the head covers (sizes that are no multiple of 8 lose the remainder)."""
+    return inverse[:, : size[0], : size[1]], valid[:, : size[0], : size[1]]
+
+
+def fit_scale_shift(prediction: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares scale and shift (B, 1, 1) from prediction to target over valid pixels; all (B, H, W)."""
+    weight = valid.to(prediction)
+    count = weight.sum((1, 2), keepdim=True).clamp_min(1)
+    mean_p = (prediction * weight).sum((1, 2), keepdim=True) / count
+    mean_t = (target * weight).sum((1, 2), keepdim=True) / count
+    p, t = (prediction - mean_p) * weight, (target - mean_t) * weight
+    scale = (p * t).sum((1, 2), keepdim=True) / p.square().sum((1, 2), keepdim=True).clamp_min(1e-8)
+    return scale, mean_t - scale * mean_p
+
+
+def relative_error(prediction: Tensor, target: Tensor, valid: Tensor, cap: float = 1.0) -> Tensor:
+    """Mean relative error of inverse depth after a least-squares fit, capped per pixel.
+
+    A tenth of the mean inverse depth is added to the denominator, so that sky and far background, whose inverse
+    depth vanishes, do not rule the sum.
+    """
+    scale, shift = fit_scale_shift(prediction, target, valid)
+    fitted = scale * prediction + shift
+    count = valid.sum((1, 2), keepdim=True).clamp_min(1)
+    floor = 0.1 * (target * valid).sum((1, 2), keepdim=True) / count
+    error = ((fitted - target).abs() / (target + floor).clamp_min(1e-6)).clamp_max(cap)
+    return (error * valid).sum() / valid.sum().clamp_min(1)
+
+
+def absrel(prediction: Tensor, depth: Tensor) -> float:
+    """AbsRel of one map (H, W) after the least-squares fit in inverse depth (clip 1e-3, invert)."""
+    inverse, valid = inverse_depth(depth[None])
+    scale, shift = fit_scale_shift(prediction[None].double(), inverse.double(), valid)
+    fitted = 1 / (scale * prediction[None].double() + shift).clamp_min(1e-3)
+    return float(((fitted - depth[None]).abs() / depth[None])[valid].mean())
+
+
+def write_pipeline_index(folder: Path, max_size: int) -> None:
+    """``model_index.json`` that makes ``folder`` a PrimeDepth pipeline."""
+    from diffusers import __version__ as version
+
+    network = "vision3d.pipelines.primedepth.network"
+    index = {
+        "_class_name": "PrimeDepth",
+        "_diffusers_version": version,
+        "max_size": max_size,
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "refiner": [network, "PreimageRefiner"],
+        "depth_head": [network, "PredictionHead"],
+        "segmentation_head": [network, "PredictionHead"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    atomic_write_json(folder / "model_index.json", index)

@@ -1,0 +1,160 @@
+"""Checkpoints of every layout, and how wrong ones are refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+
+from vision3d.backbone import keymap, loading
+from vision3d.backbone.stable_diffusion import LDM_UNET, LDM_VAE, load_stable_diffusion
+from vision3d.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(64, 64, 128, 128),
+        attention_head_dim=(1, 1, 2, 2),
+        cross_attention_dim=48,
+        use_linear_projection=True,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+    return unet, vae
+
+
+@pytest.fixture(scope="module")
+def ldm(networks: tuple[UNet2DConditionModel, AutoencoderKL]) -> dict[str, torch.Tensor]:
+    unet, vae = networks
+    tensors = {LDM_UNET + keymap.ldm_unet_key(name): value for name, value in unet.state_dict().items()}
+    for name, value in vae.state_dict().items():
+        tensors[LDM_VAE + keymap.ldm_vae_key(name)] = keymap.as_convolution(name, value)
+    tensors["model_ema.decay"] = torch.tensor(0.9)
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "ckpt", "bare.pt"])
+def test_ldm_single_files_load(networks, ldm, layout: str, tmp_path: Path) -> None:  # noqa: ANN001
+    path = tmp_path / f"model.{layout}"
+    if layout == "safetensors":
+        save_file(ldm, path)
+    else:
+        torch.save({"state_dict": ldm, "global_step": 3} if layout == "ckpt" else ldm, path)
+    found = load_stable_diffusion(path)
+    assert found.unet is not None and found.vae is not None
+    assert same(networks[0], found.unet) and same(networks[1], found.vae)
+
+
+def test_diffusers_folders_and_component_files_load(networks, tmp_path: Path) -> None:  # noqa: ANN001
+    unet, vae = networks
+    unet.save_pretrained(tmp_path / "unet")
+    vae.save_pretrained(tmp_path / "vae")
+    whole = load_stable_diffusion(tmp_path)
+    assert same(unet, whole.unet) and same(vae, whole.vae)
+    assert same(vae, load_stable_diffusion(tmp_path / "vae").vae)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert same(unet, load_stable_diffusion(file).unet)
+
+
+def test_the_other_family_is_refused_by_name(networks, tmp_path: Path) -> None:  # noqa: ANN001
+    networks[0].save_pretrained(tmp_path / "unet")
+    with pytest.raises(WeightsError, match=r"task needs SD 1\.x"):
+        load_stable_diffusion(tmp_path, family="sd1")
+
+
+def test_wrong_files_are_refused_in_one_line(tmp_path: Path, ldm) -> None:  # noqa: ANN001
+    class Code:
+        def __reduce__(self):  # noqa: ANN204
+            return os.system, ("touch " + str(tmp_path / "executed"),)
+
+    empty, cut, foreign, code = (tmp_path / n for n in ("e.safetensors", "c.safetensors", "f.safetensors", "x.ckpt"))
+    empty.touch()
+    save_file(ldm, cut)
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    save_file({"layers.0.weight": torch.ones(2, 2)}, foreign)
+    torch.save({"state_dict": Code()}, code)
+    half = tmp_path / "half.ckpt"
+    torch.save({"state_dict": ldm}, half)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    for path, words in (
+        (tmp_path / "none.ckpt", "no such"),
+        (empty, "empty"),
+        (cut, "damaged"),
+        (half, "damaged"),
+        (foreign, "layers.0.weight"),
+        (code, "pickled code"),
+    ):
+        with pytest.raises(WeightsError, match=words) as caught:
+            load_stable_diffusion(path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_missing_unexpected_misshapen_and_nan_tensors_are_named(networks, tmp_path: Path) -> None:  # noqa: ANN001
+    unet = networks[0]
+    unet.save_pretrained(tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = dict(unet.state_dict())
+
+    def expect(words: str, **changes: torch.Tensor | None) -> None:
+        changed = {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
+        save_file({n: v.contiguous() for n, v in changed.items() if v is not None}, file)
+        with pytest.raises(WeightsError, match=words):
+            loading.load_component(UNet2DConditionModel, tmp_path / "unet")
+
+    expect(r"missing conv_in\.weight", conv_in__weight=None)
+    expect(r"unexpected stray\.weight", stray__weight=torch.ones(1))
+    expect(r"conv_out\.bias is \(5,\)", conv_out__bias=torch.ones(5))
+    expect(r"conv_out\.bias holds NaN", conv_out__bias=torch.full((4,), torch.nan))
+
+
+def test_weights_can_be_let_go_and_fetched_again(networks, tmp_path: Path) -> None:  # noqa: ANN001
+    unet = networks[0]
+    unet.save_pretrained(tmp_path / "unet")
+    again = loading.load_component(UNet2DConditionModel, tmp_path / "unet")
+    assert loading.release_weights(again)
+    assert all(p.is_meta for p in again.parameters())
+    loading.load_weights(again)
+    assert same(unet, again)
+    assert not loading.release_weights(unet)
+
+
+def test_equal_tensors_have_equal_checksums_in_any_layout(networks, ldm, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
+    networks[1].save_pretrained(tmp_path / "vae")
+    save_file(ldm, tmp_path / "sd.safetensors")
+    folder = load_stable_diffusion(tmp_path / "vae").vae._weight_source.checksum()
+    file = load_stable_diffusion(tmp_path / "sd.safetensors").vae._weight_source.checksum()
+    assert folder == file
+
+
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
+    size = 300 * 2**20
+    save_file({"encoder.conv_in.weight": torch.zeros(1), "big": torch.ones(size // 4)}, tmp_path / "big.safetensors")
+    code = (
+        "import torch, resource\n"
+        "from vision3d.backbone.loading import open_checkpoint\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"t = open_checkpoint({str(tmp_path / 'big.safetensors')!r})['big']\n"
+        "assert float(t.sum()) > 0\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(out) <= 1.15 * size

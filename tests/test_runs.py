@@ -1,0 +1,277 @@
+"""Runs over many images: what is skipped, what goes on, what stops, and what is said in the end."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision3d.errors import InputError, OutputError, WeightsError
+from vision3d.io.images import Photo
+from vision3d.results import DepthPrediction, Provenance
+from vision3d.runs import Job, RunSummary, Worker, batches, check_inputs, photo_refs, run_folder
+
+PROVENANCE = Provenance("ramp", "none", None, {"slope": 1}, 0)
+
+
+def ramp(photos: Sequence[Photo]) -> list[DepthPrediction]:
+    """A method that is quick: depth is the row."""
+    results = []
+    for photo in photos:
+        height, width = photo.size
+        depth = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
+        results.append(
+            DepthPrediction(depth, "affine-invariant inverse depth", photo=photo, provenance=PROVENANCE)
+        )
+    return results
+
+
+def load_ramp():
+    return ramp
+
+
+class Loads:
+    """Counts how often a method is loaded, and notes the batches it is given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.batches: list[list[str]] = []
+
+    def __call__(self):
+        self.count += 1
+
+        def process(photos: Sequence[Photo]) -> list[DepthPrediction]:
+            self.batches.append([photo.name for photo in photos])
+            return ramp(photos)
+
+        return process
+
+
+def photograph(path: Path, size: tuple[int, int] = (24, 20), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run(sources: list[str | Path], out: Path, load, **options) -> RunSummary:
+    recursive = options.pop("recursive", False)
+    total = check_inputs(sources, recursive=recursive)
+    return run_folder(
+        lambda failed: photo_refs(sources, recursive=recursive, failed=failed),
+        load,
+        out,
+        fingerprint=PROVENANCE.fingerprint,
+        total=total,
+        **options,
+    )
+
+
+def test_results_of_each_input_lie_in_a_folder_of_its_name(tmp_path):
+    photograph(tmp_path / "in" / "a.png")
+    photograph(tmp_path / "in" / "b.jpg")
+    summary = run([tmp_path / "in"], tmp_path / "out", load_ramp)
+    assert summary.exit_code == 0
+    assert summary.count("done") == 2
+    for name in ("a", "b"):
+        assert (tmp_path / "out" / name / "depth.npy").exists()
+        assert json.loads((tmp_path / "out" / name / "result.json").read_text())["method"] == "ramp"
+    assert str(tmp_path / "out") in str(summary)
+
+
+def test_a_second_run_skips_everything_and_loads_nothing(tmp_path):
+    photograph(tmp_path / "a.png")
+    run([tmp_path / "a.png"], tmp_path / "out", load_ramp)
+    loads = Loads()
+    summary = run([tmp_path / "a.png"], tmp_path / "out", loads)
+    assert (summary.count("skipped"), loads.count) == (1, 0)
+
+
+@pytest.mark.parametrize("damage", ["changed photo", "truncated file", "missing file", "more formats"])
+def test_what_is_not_complete_or_not_right_is_done_again(tmp_path, damage):
+    photo = photograph(tmp_path / "a.png")
+    run([photo], tmp_path / "out", load_ramp)
+    result = tmp_path / "out" / "a"
+    formats: tuple[str, ...] = ()
+    if damage == "changed photo":
+        photograph(photo, seed=1)
+    elif damage == "truncated file":
+        (result / "depth.npy").write_bytes((result / "depth.npy").read_bytes()[:-4])
+    elif damage == "missing file":
+        (result / "preview.png").unlink()
+    else:
+        formats = ("npz",)
+    loads = Loads()
+    summary = run([photo], tmp_path / "out", loads, formats=formats)
+    assert (summary.count("done"), loads.count) == (1, 1)
+    assert run([photo], tmp_path / "out", Loads(), formats=formats).count("skipped") == 1
+
+
+def test_overwrite_computes_again(tmp_path):
+    photo = photograph(tmp_path / "a.png")
+    run([photo], tmp_path / "out", load_ramp)
+    assert run([photo], tmp_path / "out", load_ramp, overwrite=True).count("done") == 1
+
+
+def test_a_run_goes_on_after_a_bad_file_and_names_it(tmp_path, capsys):
+    photograph(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"not an image at all")
+    (tmp_path / "in" / "c.mp4").write_bytes(b"not a video at all")
+    photograph(tmp_path / "in" / "d.png")
+    summary = run([tmp_path / "in"], tmp_path / "out", load_ramp)
+    assert (summary.count("done"), summary.count("failed"), summary.exit_code) == (2, 2, 2)
+    assert {Path(f["input"]).name for f in summary.to_dict()["failed"]} == {"b.png", "c.mp4"}
+    assert "b.png" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "b").exists()
+
+
+def test_a_single_bad_file_is_one_error_and_costs_no_loading(tmp_path, capsys):
+    bad = tmp_path / "a.png"
+    bad.write_bytes(b"")
+    loads = Loads()
+    with pytest.raises(InputError):
+        run([bad], tmp_path / "out", loads)
+    assert loads.count == 0
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_image_that_breaks_the_method_does_not_take_its_batch_along(tmp_path):
+    def load():
+        def process(photos):
+            if any(photo.name == "b" for photo in photos):
+                raise ValueError("cannot do b")
+            return ramp(photos)
+
+        return process
+
+    for name in "abc":
+        photograph(tmp_path / "in" / f"{name}.png")
+    summary = run([tmp_path / "in"], tmp_path / "out", load, batch_size=3)
+    assert summary.count("done") == 2
+    (failed,) = [outcome for outcome in summary.outcomes if outcome.status == "failed"]
+    assert failed.name == "b"
+    assert "cannot do b" in (failed.reason or "")
+
+
+def test_bad_weights_stop_the_run_before_anything_is_written(tmp_path):
+    def load():
+        raise WeightsError("weights with NaN", "use others")
+
+    photograph(tmp_path / "in" / "a.png")
+    photograph(tmp_path / "in" / "b.png")
+    with pytest.raises(WeightsError):
+        run([tmp_path / "in"], tmp_path / "out", load)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_stops_the_run(tmp_path, monkeypatch):
+    def full(self, folder, formats=(), **options):
+        raise OutputError("the disk is full", "free some space") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DepthPrediction, "save", full)
+    for name in "abc":
+        photograph(tmp_path / "in" / f"{name}.png")
+    summary = run([tmp_path / "in"], tmp_path / "out", load_ramp)
+    assert len(summary.outcomes) == 1
+    assert "disk is full" in (summary.stopped or "")
+    assert summary.exit_code == 2
+
+
+def test_ctrl_c_says_what_is_finished_and_the_next_run_goes_on(tmp_path):
+    def load():
+        def process(photos):
+            if photos[0].name == "c":
+                raise KeyboardInterrupt
+            return ramp(photos)
+
+        return process
+
+    for name in "abcd":
+        photograph(tmp_path / "in" / f"{name}.png")
+    with pytest.raises(KeyboardInterrupt, match="2 finished"):
+        run([tmp_path / "in"], tmp_path / "out", load)
+    summary = run([tmp_path / "in"], tmp_path / "out", load_ramp)
+    assert (summary.count("skipped"), summary.count("done")) == (2, 2)
+
+
+def test_only_images_of_one_size_share_a_batch(tmp_path):
+    for i, size in enumerate([(24, 20), (20, 24), (24, 20), (24, 20), (20, 24)]):
+        photograph(tmp_path / "in" / f"{i}.png", size)
+    loads = Loads()
+    assert run([tmp_path / "in"], tmp_path / "out", loads, batch_size=2).count("done") == 5
+    assert sorted(map(tuple, loads.batches)) == [("0", "2"), ("1", "4"), ("3",)]
+    assert loads.count == 1
+
+
+def test_images_of_many_sizes_do_not_pile_up(tmp_path):
+    read = given = most_waiting = 0
+
+    def jobs():
+        nonlocal read
+        for i in range(40):
+            read += 1
+            yield Job(str(i), str(i), tmp_path, Photo(np.zeros((16 + i, 20, 3), np.uint8)))
+
+    for batch in batches(jobs(), 2):
+        most_waiting = max(most_waiting, read - given)
+        given += len(batch)
+    assert given == 40
+    assert most_waiting <= 6
+
+
+def test_results_of_earlier_runs_are_not_taken_for_photographs(tmp_path):
+    photograph(tmp_path / "a.png")
+    run([tmp_path], tmp_path / "maps", load_ramp, recursive=True)
+    summary = run([tmp_path], tmp_path / "maps", load_ramp, recursive=True)
+    assert [outcome.name for outcome in summary.outcomes] == ["a"]
+
+
+def test_video_frames_get_a_folder_each(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
+    for i in range(3):
+        writer.write(np.full((24, 32, 3), 60 * i, np.uint8))
+    writer.release()
+    summary = run([tmp_path / "clip.avi"], tmp_path / "out", load_ramp)
+    assert summary.count("done") == 3
+    assert (tmp_path / "out" / "clip" / "000002" / "depth.npy").exists()
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path):
+    photograph(tmp_path / "x" / "a.png")
+    photograph(tmp_path / "y" / "a.png", seed=1)
+    summary = run([tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], tmp_path / "out", load_ramp)
+    assert summary.count("done") == 2
+    assert len({outcome.folder for outcome in summary.outcomes}) == 2
+
+
+@pytest.mark.parametrize("sources", [[], ["missing.jpg"], ["empty"], ["none/*.jpg"]])
+def test_inputs_that_are_not_there_are_noticed_before_any_work(tmp_path, monkeypatch, sources):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    with pytest.raises(InputError):
+        check_inputs(sources)
+
+
+def test_an_output_that_cannot_be_written_is_noticed_before_any_work(tmp_path):
+    photo = photograph(tmp_path / "a.png")
+    (tmp_path / "file").write_text("in the way")
+    loads = Loads()
+    with pytest.raises(OutputError):
+        run([photo], tmp_path / "file" / "out", loads)
+    assert loads.count == 0
+
+
+def test_a_worker_travels_to_another_process_without_its_loaded_method(tmp_path):
+    worker = Worker(load_ramp, ("npz",))
+    job = Job("a", "a.png", tmp_path / "a", Photo(np.zeros((20, 24, 3), np.uint8), "a"))
+    assert [outcome.status for outcome in worker([job])] == ["done"]
+    travelled = pickle.loads(pickle.dumps(worker))
+    assert [outcome.status for outcome in travelled([job])] == ["done"]
+    assert (tmp_path / "a" / "depth.npz").exists()

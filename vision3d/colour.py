@@ -1,0 +1,123 @@
+"""Colours for looking at maps: Spectral for depth (near is warm), x-y-z colours for normals, previews."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vision3d.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+INVALID_GREY = 128
+_NORMAL_SIGNS = np.array([0.5, -0.5, -0.5], np.float32)
+
+
+@lru_cache(maxsize=8)
+def palette(name: str = "Spectral") -> np.ndarray:
+    """(256, 3) uint8 colours of a matplotlib colour map. Raises InputError for an unknown name."""
+    import matplotlib as mpl
+
+    try:
+        colours = mpl.colormaps[name]
+    except KeyError as error:
+        raise InputError(
+            f"colour map {name!r} is unknown", "use a matplotlib name such as Spectral"
+        ) from error
+    table = np.round(colours(np.arange(256))[:, :3] * 255).astype(np.uint8)
+    table.setflags(write=False)
+    return table
+
+
+def colour_values(
+    values: np.ndarray,
+    valid: np.ndarray | None = None,
+    *,
+    limits: tuple[float, float] | None = None,
+    reverse: bool = False,
+    name: str = "Spectral",
+) -> np.ndarray:
+    """Map (H, W) numbers to (H, W, 3) uint8 colours; invalid and non-finite pixels are grey.
+
+    Args:
+        values: any real numbers.
+        valid: (H, W) bool, or None.
+        limits: values that get the first and last colour; by default the 1st and 99th percentile.
+        reverse: turn the colour map over.
+        name: a matplotlib colour map.
+    """
+    values = np.asarray(values, dtype=np.float32)
+    there = np.isfinite(values) if valid is None else np.isfinite(values) & valid
+    if not there.any():
+        return np.full((*values.shape, 3), INVALID_GREY, np.uint8)
+    low, high = limits if limits is not None else np.percentile(values[there], [1, 99])
+    if not high > low:
+        low, high = low - 0.5, low + 0.5
+    share = np.clip((np.where(there, values, low) - low) / (high - low), 0, 1)
+    if reverse:
+        share = 1 - share
+    colours = palette(name)[np.round(share * 255).astype(np.uint8)]
+    colours[~there] = INVALID_GREY
+    return colours
+
+
+def colour_depth(depth: np.ndarray, valid: np.ndarray | None = None, *, inverse: bool = False) -> np.ndarray:
+    """Spectral colours (H, W, 3) uint8 of depth, or inverse depth if ``inverse``: near is red, far is blue.
+
+    Sky and other infinite depth of a metric map are grey.
+    """
+    return colour_values(depth, valid, reverse=inverse)
+
+
+def colour_normals(normals: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of camera-space normals in OpenCV axes, zero vectors grey.
+
+    The usual picture: red grows to the right, green upwards, blue towards the camera.
+    """
+    normals = np.asarray(normals, dtype=np.float32)
+    colours = np.round(np.clip(normals * _NORMAL_SIGNS + 0.5, 0, 1) * 255).astype(np.uint8)
+    colours[np.square(normals).sum(axis=-1) < 0.25] = INVALID_GREY
+    return colours
+
+
+def side_by_side(images: list[np.ndarray], *, max_side: int = 1600, gap: int = 8) -> Image.Image:
+    """uint8 images (H, W, 3) of one size in a row (panoramas in a column), each at most ``max_side`` long."""
+    from PIL import Image
+
+    height, width = images[0].shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    stacked = width > 2 * height  # a wide panorama reads better above its map than beside it
+    step = (0, size[1] + gap) if stacked else (size[0] + gap, 0)
+    count = len(images)
+    canvas = Image.new("RGB", (size[0] + step[0] * (count - 1), size[1] + step[1] * (count - 1)), "white")
+    for number, pixels in enumerate(images):
+        image = Image.fromarray(pixels)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        canvas.paste(image, (step[0] * number, step[1] * number))
+    return canvas
+
+
+@lru_cache(maxsize=1)
+def label_palette() -> np.ndarray:
+    """(256, 3) uint8 colours for class indices, neighbours far apart in hue; 255 (no class) is black."""
+    import colorsys
+
+    golden = 0.6180339887498949
+    colours = [
+        colorsys.hsv_to_rgb((0.07 + i * golden) % 1, 0.45 + 0.18 * (i % 4), 0.95 - 0.15 * (i % 3))
+        for i in range(256)
+    ]
+    table = np.round(np.array(colours) * 255).astype(np.uint8)
+    table[255] = 0
+    table.setflags(write=False)
+    return table
+
+
+def colour_labels(labels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 colours of (H, W) class indices."""
+    return label_palette()[np.asarray(labels).astype(np.uint8)]

@@ -1,0 +1,57 @@
+"""Surface normals of depth maps and point grids: unit length, camera axes, pointing towards the camera."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vision3d.camera import Intrinsics
+from vision3d.geometry.unproject import unproject_depth
+
+
+def normals_from_depth(depth: np.ndarray, camera: Intrinsics, valid: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) float32 normals of a z-depth map (H, W); see :func:`normals_from_points`."""
+    return normals_from_points(unproject_depth(depth, camera), valid)
+
+
+def normals_from_points(points: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """Normals of a grid of points by cross products of its two directions.
+
+    In each direction the central difference is used where both neighbours lie on one surface, else the side
+    whose step is clearly smaller, so that normals do not bend across depth edges.
+
+    Args:
+        points: (H, W, 3) in camera axes; non-finite points count as missing.
+        valid: (H, W) bool, or None.
+
+    Returns:
+        (H, W, 3) float32 with n · ray < 0; zero where no normal can be computed.
+    """
+    grid = np.asarray(points, dtype=np.float64)
+    there = np.asarray(np.isfinite(grid).all(axis=-1))
+    if valid is not None:
+        there &= valid
+    grid = np.where(there[..., None], grid, np.nan)
+    right, down = _tangent(grid, axis=1), _tangent(grid, axis=0)
+    normals = np.cross(down, right)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        normals = normals / length
+    facing_away = np.einsum("hwc,hwc->hw", normals, grid) > 0
+    normals[facing_away] *= -1
+    normals[~np.isfinite(normals).all(axis=-1)] = 0
+    return normals.astype(np.float32)
+
+
+def _tangent(grid: np.ndarray, axis: int) -> np.ndarray:
+    """Derivative of the points along one axis of the grid; NaN where neither neighbour is there."""
+    step = np.diff(grid, axis=axis)
+    missing = np.full_like(np.take(step, [0], axis=axis), np.nan)
+    forward = np.concatenate([step, missing], axis=axis)
+    backward = np.concatenate([missing, step], axis=axis)
+    size_f = np.abs(forward[..., 2])
+    size_b = np.abs(backward[..., 2])
+    only_f = np.isnan(size_b) | (size_b > 3 * size_f + 1e-4 * np.abs(grid[..., 2]))
+    only_b = np.isnan(size_f) | (size_f > 3 * size_b + 1e-4 * np.abs(grid[..., 2]))
+    tangent = (forward + backward) / 2
+    tangent = np.where(only_f[..., None], forward, tangent)
+    return np.where((only_b & ~(only_f & only_b))[..., None], backward, tangent)

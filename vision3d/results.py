@@ -1,0 +1,315 @@
+"""What pipelines return: arrays with their convention and provenance, which save and show themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from vision3d.camera import Intrinsics
+from vision3d.errors import InputError
+from vision3d.io.files import write_npy
+from vision3d.prediction import (
+    RECORD,
+    GeometryLimits,
+    Prediction,
+    Provenance,
+    Writer,
+    is_complete,
+    read_record,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vision3d.geometry.mesh import TriangleMesh
+    from vision3d.geometry.points import PointCloud
+
+__all__ = [
+    "RECORD",
+    "DepthPrediction",
+    "DepthSpace",
+    "GeometryLimits",
+    "Intrinsics",
+    "Prediction",
+    "Provenance",
+    "is_complete",
+    "read_record",
+]
+
+DepthSpace = Literal["affine-invariant inverse depth", "affine-invariant depth", "metric depth"]
+# Affine-invariant depth has no scale and no shift. To look at it in 3D it is spread over this range (nearest
+# 1, farthest 10 units), which suits rooms and streets alike; nothing can be measured in it.
+VIEWING_RANGE = (1.0, 10.0)
+_VIEWING_NOTE = "values spread over z = {:g} … {:g} to look at; not metric".format(*VIEWING_RANGE)
+
+
+@dataclass(eq=False, repr=False)
+class DepthPrediction(Prediction):
+    """A depth map of one photograph.
+
+    Attributes:
+        depth: (H, W) float32, in the method's own space.
+        space: what the numbers are. In "affine-invariant inverse depth", ``1 / z ≈ scale * depth + shift``
+            with unknown scale > 0 and shift (near is large); in "affine-invariant depth", ``z ≈ scale * depth
+            + shift``; "metric depth" is z-depth along the optical axis.
+        unit: "m" for metric depth, else None.
+        valid: (H, W) bool, or None if every pixel is.
+        segmentation: (H, W) uint8 class indices (255: none), or None.
+
+    Raises:
+        InputError: shapes or space that do not fit.
+    """
+
+    kind: ClassVar[str] = "depth"
+    formats: ClassVar[tuple[str, ...]] = ("exr", "npz", "obj")
+
+    depth: np.ndarray
+    space: DepthSpace
+    unit: str | None = None
+    valid: np.ndarray | None = None
+    segmentation: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.depth = np.ascontiguousarray(self.depth, dtype=np.float32)
+        if self.depth.ndim != 2 or 0 in self.depth.shape:
+            raise InputError(f"depth of shape {self.depth.shape}", "give an array of shape (H, W)")
+        if self.space not in get_args(DepthSpace):
+            raise InputError(f"depth space {self.space!r}", f"use one of: {', '.join(get_args(DepthSpace))}")
+        if self.space == "metric depth" and self.unit is None:
+            self.unit = "m"
+        for name in ("valid", "segmentation"):
+            other = getattr(self, name)
+            if other is not None and other.shape != self.depth.shape:
+                raise InputError(
+                    f"{name} of shape {other.shape} with depth of shape {self.depth.shape}", "resize it"
+                )
+        if self.camera is not None and (self.camera.height, self.camera.width) != self.size:
+            raise InputError(
+                f"a camera for {self.camera} with depth of shape {self.depth.shape}", "resize the camera"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.depth.shape[0], self.depth.shape[1]
+
+    @property
+    def is_inverse(self) -> bool:
+        """Whether near is large."""
+        return self.space == "affine-invariant inverse depth"
+
+    def usable(self) -> np.ndarray:
+        """(H, W) bool: valid and finite; in metric depth also positive (infinite depth is sky)."""
+        there = np.isfinite(self.depth)
+        if self.valid is not None:
+            there &= self.valid.astype(bool)
+        return there & (self.depth > 0) if self.space == "metric depth" else there
+
+    def normalised(self) -> np.ndarray:
+        """(H, W) float32: the method's own values, least 0 and greatest 1; NaN where unusable."""
+        there = self.usable()
+        if not there.any():
+            return np.full(self.size, np.nan, np.float32)
+        low, high = float(self.depth[there].min()), float(self.depth[there].max())
+        spread = (high - low) or 1.0
+        return np.where(there, (self.depth - np.float32(low)) / np.float32(spread), np.nan).astype(np.float32)
+
+    def to_depth(self) -> np.ndarray:
+        """(H, W) float32 positive z-depth to build geometry from; NaN where unusable.
+
+        Metric depth is returned as it is. Affine-invariant results are spread over :data:`VIEWING_RANGE`
+        (inverse depth is spread between the inverses of its ends): plausible to look at, never metric.
+        """
+        if self.space == "metric depth":
+            return np.where(self.usable(), self.depth, np.nan).astype(np.float32)
+        near, far = VIEWING_RANGE
+        share = self.normalised()
+        if self.is_inverse:
+            return 1 / (share * np.float32(1 / near - 1 / far) + np.float32(1 / far))
+        return share * np.float32(far - near) + np.float32(near)
+
+    def colours(self) -> np.ndarray:
+        """(H, W, 3) uint8: the photograph at the result's size, or the depth's colours without one."""
+        from vision3d.colour import colour_depth
+
+        if self.photo is None:
+            return colour_depth(self.depth, self.usable(), inverse=self.is_inverse)
+        if self.photo.size == self.size:
+            return self.photo.rgb8
+        from PIL import Image
+
+        height, width = self.size
+        return np.asarray(self.photo.to_pil().resize((width, height), Image.Resampling.LANCZOS))
+
+    def points(self, max_points: int = GeometryLimits.max_points) -> PointCloud:
+        """Coloured points in OpenCV camera axes, in metres for metric depth, else for looking at only."""
+        from vision3d.geometry.points import grid_points
+        from vision3d.geometry.unproject import unproject_depth
+
+        points = unproject_depth(self.to_depth(), self.resolved_camera()[0])
+        return grid_points(points, self.usable(), self.colours(), max_points=max_points)
+
+    def mesh(self, limits: GeometryLimits | None = None) -> TriangleMesh:
+        """Mesh in OpenCV camera axes, cut at depth edges and textured by the photograph.
+
+        Raises:
+            InputError: nothing is left of it after cutting.
+        """
+        from vision3d.geometry.mesh import grid_mesh
+        from vision3d.geometry.unproject import unproject_depth
+
+        limits = limits or GeometryLimits()
+        mesh = grid_mesh(
+            unproject_depth(self.to_depth(), self.resolved_camera()[0]),
+            self.usable(),
+            max_vertices=limits.max_vertices,
+            max_jump=limits.max_jump,
+            max_incidence=limits.max_incidence,
+        )
+        mesh.texture = self.photo.rgb8 if self.photo is not None else self.colours()
+        return mesh
+
+    def preview(self) -> Image.Image:
+        """The photograph beside its depth in Spectral colours (near is red) and its segmentation, if any."""
+        from vision3d.colour import colour_depth, colour_labels, side_by_side
+
+        panels = [self.colours()] if self.photo is not None else []
+        panels.append(colour_depth(self.depth, self.usable(), inverse=self.is_inverse))
+        if self.segmentation is not None:
+            panels.append(colour_labels(self.segmentation))
+        return side_by_side(panels)
+
+    def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:
+        """See :class:`Prediction`."""
+        from vision3d.io import depth as depth_files
+        from vision3d.io import mesh as mesh_files
+
+        unit = f" in {self.unit}" if self.unit else ""
+        text = {"space": self.space, **({"unit": self.unit} if self.unit else {})}
+        scaling = self._png_scaling()
+        axes = "OpenCV camera axes (x right, y down, z forward)"
+        scale = f"{self.unit}" if self.unit else "scale for looking at only, not metric"
+
+        def write_points(path: Path) -> None:
+            cloud = self.points(limits.max_points)
+            mesh_files.write_ply(path, cloud, comments=(f"{axes}; {scale}",))
+
+        files: dict[str, tuple[str, Writer]] = {
+            "depth.npy": (f"{self.space}{unit}, float32 (H, W)", lambda path: write_npy(path, self.depth)),
+            "depth.png": (
+                f"{self.space}{unit}, 16 bits: value = offset + scale * number, 0 is no value",
+                lambda path: depth_files.write_depth_png(path, self.depth, self.usable(), scaling, text),
+            ),
+            "preview.png": (
+                "photograph beside its depth, near is red",
+                lambda path: self.preview().save(path),
+            ),
+            "points.ply": (f"coloured points, {axes}, {scale}", write_points),
+        }
+        if self.segmentation is not None:
+            labels = self.segmentation
+            files["segmentation.png"] = (
+                "class indices, 255 is none",
+                lambda path: _write_labels(path, labels),
+            )
+        files |= self._mesh_writers(formats, limits, scale)
+        if "exr" in formats:
+            files["depth.exr"] = (
+                f"{self.space}{unit}, 32-bit float, channel Y",
+                lambda path: depth_files.write_exr(path, {"Y": self.depth}, text),
+            )
+        if "npz" in formats:
+            files["depth.npz"] = ("depth, valid, K and space in one file", self._write_npz)
+        return files
+
+    def _mesh_writers(
+        self, formats: tuple[str, ...], limits: GeometryLimits, scale: str
+    ) -> dict[str, tuple[str, Writer]]:
+        from vision3d.io.mesh import write_glb, write_obj
+
+        try:
+            mesh = self.mesh(limits)
+        except InputError as error:
+            from vision3d.progress import warn
+
+            warn(f"no mesh for {self.photo.name if self.photo else 'this result'}: {error.message}")
+            return {}
+        camera = self.resolved_camera()[0]
+        extras = {"space": self.space, "scale": scale, "camera": "at the origin, looking along -z, y up"}
+        axes = "y up, the camera looks along -z"
+        files: dict[str, tuple[str, Writer]] = {
+            "mesh.glb": (
+                f"mesh textured by the photograph, {axes}, {scale}",
+                lambda path: write_glb(
+                    path, mesh, name="depth", camera=camera, extras=extras, max_texture=limits.max_texture
+                ),
+            )
+        }
+        if "obj" in formats:
+            files["mesh.obj"] = (
+                f"the same mesh, {axes}",
+                lambda path: write_obj(path, mesh, max_texture=limits.max_texture),
+            )
+        return files
+
+    def _png_scaling(self) -> Any:
+        from vision3d.io.depth import png_scaling
+
+        return png_scaling(self.depth, self.usable(), metric=self.space == "metric depth")
+
+    def _write_npz(self, path: Path) -> None:
+        arrays = {"depth": self.depth, "valid": self.usable(), "K": self.resolved_camera()[0].K}
+        if self.segmentation is not None:
+            arrays["segmentation"] = self.segmentation
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays, space=np.array(self.space))  # type: ignore[arg-type]
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Prediction`."""
+        scaling = self._png_scaling()
+        meaning = {
+            "affine-invariant inverse depth": "1/z = scale * value + shift, scale > 0; near is large",
+            "affine-invariant depth": "z = scale * value + shift, scale > 0; near is small",
+            "metric depth": "z along the optical axis",
+        }[self.space]
+        there = self.usable()
+        return {
+            "space": self.space,
+            "unit": self.unit,
+            "range": [float(self.depth[there].min()), float(self.depth[there].max())]
+            if there.any()
+            else None,
+            "valid_share": float(there.mean()),
+            "depth_png": {"scale": scaling.scale, "offset": scaling.offset, "no_value": 0},
+            "conventions": {
+                "values": meaning,
+                "camera_axes": "OpenCV: x right, y down, z forward; GLB and OBJ: y up, looking along -z",
+                "geometry": "metres" if self.unit == "m" else _VIEWING_NOTE,
+            },
+        }
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        there = self.usable()
+        values = self.depth[there]
+        span = f"{values.min():.3g} … {values.max():.3g}" if values.size else "no valid pixel"
+        camera, source = self.resolved_camera()
+        return (
+            f"DepthPrediction {width}×{height}: {self.space}{f' in {self.unit}' if self.unit else ''}, "
+            f"{span}; by {self.provenance.method} ({self.provenance.weights}); "
+            f"{camera.fov_x:.0f}° × {camera.fov_y:.0f}° view ({source})"
+        )
+
+
+def _write_labels(path: Path, labels: np.ndarray) -> None:
+    """8-bit palette PNG: the numbers are the classes, a viewer shows colours."""
+    from PIL import Image
+
+    from vision3d.colour import label_palette
+
+    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    image.putpalette(label_palette().tobytes())
+    image.save(path)

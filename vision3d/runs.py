@@ -1,0 +1,372 @@
+"""Photographs in, result folders out: what every verb that processes images shares.
+
+A run goes through its inputs once, loads an image only when its turn comes, skips what is already there and
+right, goes on after a bad file, and ends with a summary. The method is loaded when the first image needs it:
+a run with nothing to do loads nothing, and a run whose only image is broken says so at once.
+
+What runs where is the engine's business (:class:`Engine`). :class:`LocalEngine` works in this process; an
+engine for many machines has to apply the same picklable :class:`Worker` to the same batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
+from vision3d.progress import progress, show_traceback, warn
+
+if TYPE_CHECKING:
+    from vision3d.io.images import Photo, PhotoRef, Sources
+    from vision3d.prediction import Prediction
+
+Process = Callable[[Sequence["Photo"]], Sequence["Prediction"]]
+"""A loaded method: predictions for photographs of one size, in order."""
+
+MAX_WAITING_PIXELS = 64_000_000
+"""Images of other sizes that wait for company in their batch hold at most so many pixels."""
+_DISK_IS_OUT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to be processed.
+
+    Attributes:
+        name: of its results, unique in the run.
+        label: what to call it in messages.
+        folder: where its results go.
+        photo: the image.
+    """
+
+    name: str
+    label: str
+    folder: Path
+    photo: Photo
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        name, label: as in :class:`Job`.
+        status: "done", "skipped" (was complete and right already) or "failed".
+        folder: with its results, or None if there are none.
+        reason: why it failed.
+        error: what was raised, if it is of our error family.
+        stop: whether trying further images is pointless (the disk is full).
+    """
+
+    name: str
+    label: str
+    status: Literal["done", "skipped", "failed"]
+    folder: Path | None = None
+    reason: str | None = None
+    error: Vision3DError | None = None
+    stop: bool = False
+
+
+@dataclass
+class RunSummary:
+    """How a run over many images went.
+
+    Attributes:
+        out: the output folder.
+        outcomes: one for each image, in the order of completion.
+        seconds: of the whole run.
+        stopped: why it ended early, or None.
+    """
+
+    out: Path
+    outcomes: list[Outcome] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: str | None = None
+
+    def count(self, status: str) -> int:
+        """Number of images with a status."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every image has its results, else 2."""
+        return 2 if self.count("failed") or self.stopped else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "out": str(self.out),
+            "done": self.count("done"),
+            "skipped": self.count("skipped"),
+            "failed": [{"input": o.label, "reason": o.reason} for o in self.outcomes if o.status == "failed"],
+            "results": {o.name: str(o.folder) for o in self.outcomes if o.folder is not None},
+            "seconds": round(self.seconds, 3),
+            **({"stopped": self.stopped} if self.stopped else {}),
+        }
+
+    def __str__(self) -> str:
+        counts = f"{self.count('done')} done, {self.count('skipped')} skipped, {self.count('failed')} failed"
+        lines = [f"  failed: {o.label}: {o.reason}" for o in self.outcomes if o.status == "failed"]
+        if self.stopped:
+            lines.append(f"  stopped: {self.stopped}")
+        folders = [o.folder for o in self.outcomes if o.folder is not None]
+        where = folders[0] if len(folders) == 1 else self.out
+        place = f"; results in {where}" if folders else ""
+        return "\n".join([f"{counts} in {self.seconds:.1f} s{place}", *lines])
+
+
+class Engine(Protocol):
+    """Applies a worker to batches of jobs, here or elsewhere."""
+
+    def map(
+        self, worker: Callable[[list[Job]], list[Outcome]], batches: Iterable[list[Job]]
+    ) -> Iterator[list[Outcome]]:
+        """Outcomes of each batch as they come; ``batches`` is read no further ahead than memory allows."""
+
+
+class LocalEngine:
+    """One batch after the other in this process."""
+
+    def map(
+        self, worker: Callable[[list[Job]], list[Outcome]], batches: Iterable[list[Job]]
+    ) -> Iterator[list[Outcome]]:
+        """See :class:`Engine`."""
+        for batch in batches:
+            yield worker(batch)
+
+
+class Worker:
+    """Processes and saves one batch after another; loads its method for the first.
+
+    Args:
+        load: makes the method; called once in each process.
+        formats: extra formats to save.
+    """
+
+    def __init__(self, load: Callable[[], Process], formats: tuple[str, ...] = ()) -> None:
+        self.load, self.formats = load, formats
+        self._process: Process | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"load": self.load, "formats": self.formats, "_process": None}
+
+    def __call__(self, batch: list[Job]) -> list[Outcome]:
+        """Outcomes of the jobs, in order. Errors of weights and device are raised: they spare no job."""
+        if self._process is None:
+            self._process = self.load()
+        try:
+            predictions = self._process([job.photo for job in batch])
+        except (WeightsError, ResourceError):
+            raise
+        except Exception as error:
+            if len(batch) > 1:  # one of them may be to blame
+                return [outcome for job in batch for outcome in self([job])]
+            return [failure(batch[0].name, batch[0].label, error)]
+        return [self._save(job, p) for job, p in zip(batch, predictions, strict=True)]
+
+    def _save(self, job: Job, prediction: Prediction) -> Outcome:
+        try:
+            prediction.save(job.folder, self.formats)
+        except Exception as error:
+            return failure(job.name, job.label, error)
+        return Outcome(job.name, job.label, "done", job.folder)
+
+
+def failure(name: str, label: str, error: Exception) -> Outcome:
+    """The outcome of an image that could not be processed."""
+    if isinstance(error, Vision3DError):
+        # The label is named beside the reason already.
+        reason = str(error).removeprefix(f"{label}: ")
+        cause = error.__cause__
+        stop = isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _DISK_IS_OUT
+        return Outcome(name, label, "failed", reason=reason, error=error, stop=stop)
+    show_traceback(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        exhausted = ResourceError("out of memory", "try a smaller --max-size or a --memory budget")
+        return Outcome(name, label, "failed", reason=str(exhausted), error=exhausted)
+    text = " ".join(str(error).split())
+    return Outcome(
+        name, label, "failed", reason=f"unexpected {type(error).__name__}: {text}; --debug shows where"
+    )
+
+
+def photo_refs(
+    sources: Sources, *, recursive: bool = False, failed: Callable[[Outcome], None] | None = None
+) -> Iterator[PhotoRef]:
+    """Every image of ``sources``, videos frame by frame, going on after a video that cannot be read.
+
+    Args:
+        sources: as :func:`vision3d.io.images.expand_inputs` takes them.
+        recursive: enter nested folders.
+        failed: told about inputs that cannot be read at all; by default they raise.
+
+    Raises:
+        InputError: nothing there.
+    """
+    from vision3d.io.images import iter_photos
+
+    for name, item in _items(sources, recursive):
+        try:
+            for ref in iter_photos([item]):
+                # A name that is unique among this item's frames is not yet unique among all inputs.
+                _, slash, frame = ref.name.rpartition("/")
+                yield dataclasses.replace(ref, name=f"{name}/{frame}" if slash else name)
+        except InputError as error:
+            if failed is None:
+                raise
+            failed(failure(name, str(item) if isinstance(item, Path) else name, error))
+
+
+def check_inputs(sources: Sequence[str | Path], *, recursive: bool = False) -> int | None:
+    """Look whether all inputs are there, without decoding any.
+
+    Returns:
+        the number of images, or None with videos among them.
+
+    Raises:
+        InputError: none given, one missing, a folder or pattern without images.
+    """
+    from vision3d.io.images import is_video
+
+    if not sources:
+        raise InputError("no input given", "name a photograph, a folder, a pattern or a video")
+    items = _items(list(sources), recursive)
+    for _, item in items:
+        if isinstance(item, Path) and not item.exists():
+            raise InputError(f"no such file: {item}", "check the path")
+    return None if any(isinstance(item, Path) and is_video(item) for _, item in items) else len(items)
+
+
+def _items(sources: Sources, recursive: bool) -> list[tuple[str, Any]]:
+    """All inputs by name; a recursive search leaves out the pictures of earlier results."""
+    from vision3d.io.images import expand_inputs
+    from vision3d.prediction import RECORD
+
+    items = expand_inputs(sources, recursive=recursive)
+    if not recursive:
+        return items
+    photographs = [
+        pair for pair in items if not (isinstance(pair[1], Path) and (pair[1].parent / RECORD).exists())
+    ]
+    if not photographs:
+        raise InputError("there are only pictures of earlier results", "name a folder of photographs")
+    return photographs
+
+
+def run_folder(
+    refs: Callable[[Callable[[Outcome], None]], Iterable[PhotoRef]] | Iterable[PhotoRef],
+    load: Callable[[], Process],
+    out: str | Path,
+    *,
+    fingerprint: Callable[[Photo], str],
+    formats: tuple[str, ...] = (),
+    batch_size: int = 1,
+    overwrite: bool = False,
+    total: int | None = None,
+    description: str = "images",
+    engine: Engine | None = None,
+) -> RunSummary:
+    """Process images into ``out/<name>/``, skipping what is complete and right.
+
+    Args:
+        refs: the images; or a function that makes them, given where to report inputs that cannot be read.
+        load: makes the method; called when the first image needs it.
+        out: output folder; nothing is created in it before there is a result.
+        fingerprint: of the work on a photograph, which its saved result must bear to be skipped.
+        formats: extra formats to save.
+        batch_size: images of one size that are processed together.
+        overwrite: process everything again.
+        total: number of inputs, for the progress bar, if known.
+        description: what the progress bar counts.
+        engine: where to work; by default here.
+
+    Raises:
+        Vision3DError: what stops all work: the output folder, the weights, the device; and what was wrong
+            with the input if there is only one.
+        KeyboardInterrupt: with a text that says what was finished.
+    """
+    from vision3d.io.files import check_writable
+
+    out = Path(out)
+    check_writable(out)
+    summary = RunSummary(out)
+    started = time.monotonic()
+    bar = progress(total=total, description=description)
+
+    def only_error() -> Vision3DError | None:
+        """What is wrong with the only input: it is raised in the end, so no warning needs to say it."""
+        return summary.outcomes[0].error if len(summary.outcomes) == 1 and total in (None, 1) else None
+
+    def record(outcome: Outcome) -> None:
+        summary.outcomes.append(outcome)
+        bar.advance()
+        if outcome.status == "failed" and only_error() is None:
+            warn(f"{outcome.label}: {outcome.reason}")
+
+    def jobs() -> Iterator[Job]:
+        for ref in refs(record) if callable(refs) else refs:
+            folder = out / ref.name
+            try:
+                photo = ref.load()
+                finished = not overwrite and _is_finished(folder, fingerprint(photo), formats)
+            except Exception as error:
+                record(failure(ref.name, ref.label, error))
+                continue
+            if finished:
+                record(Outcome(ref.name, ref.label, "skipped", folder))
+            else:
+                yield Job(ref.name, ref.label, folder, photo)
+
+    worker = Worker(load, formats)
+    try:
+        with bar:
+            for outcomes in (engine or LocalEngine()).map(worker, batches(jobs(), batch_size)):
+                for outcome in outcomes:
+                    record(outcome)
+                stops = [outcome.reason for outcome in outcomes if outcome.stop]
+                if stops:
+                    summary.stopped = stops[0]
+                    break
+    except KeyboardInterrupt:
+        finished_count = summary.count("done") + summary.count("skipped")
+        raise KeyboardInterrupt(
+            f"interrupted with {finished_count} finished in {out}; the same command goes on from there"
+        ) from None
+    summary.seconds = time.monotonic() - started
+    if error := only_error():
+        raise error
+    return summary
+
+
+def _is_finished(folder: Path, fingerprint: str, formats: tuple[str, ...]) -> bool:
+    from vision3d.prediction import RECORD, is_complete
+
+    return (folder / RECORD).exists() and is_complete(folder, fingerprint, formats)
+
+
+def batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    """Group jobs whose photographs have the same size, ``size`` at a time, holding few of them at once.
+
+    A batch is given out when it is full. When the waiting images together grow too large, the group that has
+    waited longest goes out as it is.
+    """
+    if size < 1:
+        raise InputError(f"batch size {size}", "give 1 or more")
+    waiting: dict[tuple[int, int], list[Job]] = {}
+
+    def pixels() -> int:
+        return sum(h * w * len(group) for (h, w), group in waiting.items())
+
+    for job in jobs:
+        group = waiting.setdefault(job.photo.size, [])
+        group.append(job)
+        if len(group) == size:
+            yield waiting.pop(job.photo.size)
+        while waiting and (pixels() > MAX_WAITING_PIXELS or len(waiting) > 2 * size):
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()

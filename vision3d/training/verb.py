@@ -1,0 +1,190 @@
+"""``vision3d train``: one verb for every trainable method."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vision3d.errors import InputError
+
+if TYPE_CHECKING:
+    from vision3d.training.task import Task, TaskOptions
+    from vision3d.training.trainer import TrainerSettings, TrainingSummary
+
+TASKS = {
+    "prior-vae": "vision3d.training.prior:PriorVaeTask",
+    "prior-unet": "vision3d.training.prior:PriorUnetTask",
+    "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
+}
+"""Where each task's class is; loaded when it is trained."""
+
+TaskName = Literal["prior-vae", "prior-unet", "primedepth"]
+Preset = Literal["mini", "full"]
+
+
+def load_task(name: str, options: TaskOptions) -> Task:
+    """Make a task by name. Raises InputError for an unknown one."""
+    if name not in TASKS:
+        raise InputError(f"there is no task {name!r}", f"choose one of {', '.join(TASKS)}")
+    module, _, cls = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), cls).from_options(options)
+
+
+def train(
+    task: Annotated[TaskName, tyro.conf.Positional],
+    out: Path,
+    preset: Preset = "mini",
+    data: Path | None = None,
+    init: Path | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    accumulate: int = 1,
+    ema: float | None = None,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
+    threads: int = 0,
+    workers: int = 0,
+    checkpointing: bool | None = None,
+    checkpoint_minutes: float = 5.0,
+    evaluate_minutes: float = 10.0,
+    log_every: int = 50,
+    resume: bool = False,
+) -> int:
+    """Train a network on the procedural world; stop with Ctrl-C, go on with --resume.
+
+    The output folder gets checkpoints, logs and previews, and in weights/ the exported components with
+    training.json, which says how to repeat the run and what was measured.
+
+    Args:
+        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, or PrimeDepth.
+        out: output folder.
+        preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe.
+        data: folder of rendered scenes; without it they are rendered while training.
+        init: folder of weights to start from, e.g. the export of the task before.
+        steps: optimiser steps of the whole run, counted over resumptions.
+        minutes: time budget of the whole run in minutes, counted over resumptions.
+        batch_size: images per step, process and micro-batch; the preset's if not given.
+        lr: peak learning rate; the preset's if not given.
+        accumulate: micro-batches per step.
+        ema: decay of the averaged weights that are exported; 0 for none.
+        seed: of initialisation, data order, augmentation and noise.
+        device: where to train.
+        precision: of the arithmetic; auto is fp32 on CPU, bf16 on GPUs that have it.
+        threads: CPU threads of torch; 0 for torch's own choice.
+        workers: processes that prepare batches.
+        checkpointing: recompute activations to save memory; the preset's choice if not given.
+        checkpoint_minutes: minutes between checkpoints.
+        evaluate_minutes: minutes between measurements on held-out scenes.
+        log_every: steps between log lines.
+        resume: go on from the newest checkpoint in the output folder.
+    """
+    from vision3d.progress import say
+    from vision3d.training.task import TaskOptions
+    from vision3d.training.trainer import Trainer, TrainerSettings
+
+    options = TaskOptions(preset, data, init, batch_size, seed, checkpointing)
+    problem = load_task(task, options)
+    recipe: dict[str, Any] = dict(problem.recipe())
+    given = {"steps": steps, "minutes": minutes, "lr": lr, "ema": ema}
+    recipe.update({name: value for name, value in given.items() if value is not None})
+    if steps is None and minutes is not None:
+        recipe["steps"] = None
+    settings = TrainerSettings(
+        **{
+            "accumulate": accumulate,
+            **recipe,
+            "seed": seed,
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+            "workers": workers,
+            "checkpoint_minutes": checkpoint_minutes,
+            "evaluate_minutes": evaluate_minutes,
+            "log_every": log_every,
+        }
+    )
+    trainer = Trainer(problem, settings, out)
+    summary = trainer.run(resume=resume)
+    if not summary.finished:
+        return 130
+    weights = out / "weights"
+    trainer.export(weights)
+    if trainer.accelerator.is_main_process:
+        write_record(weights / "training.json", problem, options, settings, summary)
+        done = f"{summary.steps} steps, {summary.images} images in {summary.minutes:.1f} min"
+        say(f"{task}: {done}; weights in {weights}")
+    return 0
+
+
+def write_record(
+    path: Path, task: Task, options: TaskOptions, settings: TrainerSettings, summary: TrainingSummary
+) -> None:
+    """Write ``training.json``: how the weights beside it came to be, without dates and machine paths."""
+    from vision3d.io.files import atomic_write_json
+
+    run = asdict(settings)
+    run["steps"] = summary.steps
+    atomic_write_json(
+        path,
+        {
+            "task": summary.task,
+            "command": reproducing_command(summary.task, options, settings, summary.steps),
+            "description": task.describe(),
+            "settings": run,
+            "parameters": summary.parameters,
+            "steps": summary.steps,
+            "images": summary.images,
+            "minutes": summary.minutes,
+            "images_per_second": summary.images_per_second,
+            "measured": summary.metrics,
+            "machine": {
+                "device": summary.device,
+                "precision": summary.precision,
+                "processes": summary.processes,
+                "cpus": os.cpu_count(),
+            },
+            "versions": software_versions(),
+        },
+    )
+
+
+def reproducing_command(task: str, options: TaskOptions, settings: TrainerSettings, steps: int) -> str:
+    """The command line that repeats the run, folders as placeholders.
+
+    A run by time is repeated by its number of steps: as long, though not equal to the bit, since its learning
+    rate followed the clock.
+    """
+    words = ["vision3d", "train", task, "--preset", options.preset, "--seed", str(settings.seed)]
+    words += ["--steps", str(steps), "--lr", f"{settings.lr:g}", "--ema", f"{settings.ema:g}"]
+    if options.batch_size:
+        words += ["--batch-size", str(options.batch_size)]
+    if settings.accumulate != 1:
+        words += ["--accumulate", str(settings.accumulate)]
+    if options.data is not None:
+        words += ["--data", "DATA"]
+    if options.init is not None:
+        words += ["--init", "INIT"]
+    return shlex.join([*words, "--out", "OUT"])
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("vision3d", "torch", "numpy", "diffusers", "transformers", "accelerate"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
