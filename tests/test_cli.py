@@ -64,7 +64,9 @@ def _verb(monkeypatch):
 
 
 def fresh(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options
+    )
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -201,14 +203,18 @@ def test_a_reader_that_goes_away_is_no_error():
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
-        [sys.executable, "-m", "vision3d", "--help"], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-m", "vision3d", "--help"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     os.close(write)
     assert result.stderr == ""
     assert result.returncode == 0
 
 
-# ---------------------------------------------------------------- vision3d depth, up to where weights are needed
+# ---- vision3d depth, up to where weights are needed
 
 
 def picture(path: Path, size: tuple[int, int] = (24, 32)) -> Path:
@@ -261,7 +267,13 @@ def test_depth_refuses_an_output_that_cannot_be_written_before_weights_are_looke
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--max-size", "3"), ("--batch-size", "0"), ("--tile", "1"), ("--memory", "lots"), ("--device", "abacus")],
+    [
+        ("--max-size", "3"),
+        ("--batch-size", "0"),
+        ("--tile", "1"),
+        ("--memory", "lots"),
+        ("--device", "abacus"),
+    ],
 )
 def test_depth_refuses_numbers_out_of_range_in_one_line(tmp_path, capsys, option, value):
     photo = picture(tmp_path / "a.png")

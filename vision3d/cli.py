@@ -142,7 +142,10 @@ def _run(verb: str, arguments: list[str]) -> int | Report | None:
 
 def _load(verb: str) -> Callable[..., int | Report | None]:
     module, _, name = VERBS[verb][0].partition(":")
-    return getattr(import_module(module), name)
+    function = getattr(import_module(module), name)
+    # What a verb returns is no option of it, and its type may be one that is imported for checking only.
+    function.__annotations__.pop("return", None)
+    return function
 
 
 def _description(function: Callable[..., Any]) -> str:

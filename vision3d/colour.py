@@ -27,7 +27,9 @@ def palette(name: str = "Spectral") -> np.ndarray:
         raise InputError(
             f"colour map {name!r} is unknown", "use a matplotlib name such as Spectral"
         ) from error
-    table = np.round(colours(np.arange(256))[:, :3] * 255).astype(np.uint8)
+    table = (colours(np.arange(256))[:, :3] * 255).astype(
+        np.uint8
+    )  # truncated, as the published pictures are
     table.setflags(write=False)
     return table
 
@@ -59,7 +61,7 @@ def colour_values(
     share = np.clip((np.where(there, values, low) - low) / (high - low), 0, 1)
     if reverse:
         share = 1 - share
-    colours = palette(name)[np.round(share * 255).astype(np.uint8)]
+    colours = palette(name)[np.minimum((share * 256).astype(np.uint16), 255)]  # as matplotlib indexes
     colours[~there] = INVALID_GREY
     return colours
 

@@ -94,7 +94,7 @@ class GeometryLimits:
         max_points: points.ply is thinned evenly to at most so many points.
         max_vertices: mesh.glb is thinned evenly to at most so many vertices.
         max_texture: longest side of the mesh's texture, in pixels.
-        max_jump: relative depth step per pixel at which the mesh is cut.
+        max_jump: relative depth step, beyond that of the surface, at which the mesh is cut.
         max_incidence: angle in degrees between surface normal and view at which the mesh is cut.
     """
 
@@ -102,7 +102,7 @@ class GeometryLimits:
     max_vertices: int = 250_000
     max_texture: int = 4096
     max_jump: float = 0.05
-    max_incidence: float = 87.0
+    max_incidence: float = 85.0
 
 
 @dataclass(eq=False)

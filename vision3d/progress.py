@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -102,7 +102,7 @@ class Progress(Generic[T]):
     ) -> None:
         self._iterable = iterable
         if total is None and iterable is not None:
-            total = len(iterable) if hasattr(iterable, "__len__") else None
+            total = len(iterable) if isinstance(iterable, Sized) else None
         self.total, self.description, self.done = total, description, 0
         self._quiet = quiet
         self._task: Any = None
@@ -118,7 +118,8 @@ class Progress(Generic[T]):
 
     def __enter__(self) -> Progress[T]:
         self._started = self._last_line = time.monotonic()
-        if not self._quiet and sys.stderr.isatty():
+        # While a bar is shown, sys.stderr is rich's stand-in, which says that it is no terminal.
+        if not self._quiet and (_bars is not None or sys.stderr.isatty()):
             with _lock:
                 self._task = _open_bar().add_task(self.description, total=self.total)
         return self

@@ -310,6 +310,6 @@ def _write_labels(path: Path, labels: np.ndarray) -> None:
 
     from vision3d.colour import label_palette
 
-    image = Image.fromarray(labels.astype(np.uint8), mode="P")
-    image.putpalette(label_palette().tobytes())
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(label_palette().tobytes())  # makes the grey image a palette one
     image.save(path)

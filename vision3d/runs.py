@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
-from vision3d.progress import progress, show_traceback, warn
+from vision3d.progress import Progress, progress, show_traceback, warn
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo, PhotoRef, Sources
@@ -296,7 +296,7 @@ def run_folder(
     check_writable(out)
     summary = RunSummary(out)
     started = time.monotonic()
-    bar = progress(total=total, description=description)
+    bar: Progress[Job] = progress(total=total, description=description)
 
     def only_error() -> Vision3DError | None:
         """What is wrong with the only input: it is raised in the end, so no warning needs to say it."""

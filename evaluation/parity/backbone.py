@@ -52,3 +52,55 @@ def token_ids(case: Case) -> Results:
 
     ids, lengths = text.tokenise(case.meta["texts"], pad=0)
     return {"ids_pad0": np.asarray(ids), "length": np.asarray(lengths)}
+
+
+def _tap_of(name: str, options: dict[str, Any]) -> str:
+    """Taps are computed without and with the vector that is added to the time embedding."""
+    return f"{options.get('of', name)}{'_time_add' if options.get('time_add') else ''}"
+
+
+@check("backbone", "unet_sd15_real_width", "unet_sd21_real_width", options=("time_add",), tensor_of=_tap_of)
+def unet_real_width(case: Case) -> Results:
+    """Taps and output of the UNet at published width, with and without an added time vector."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from vision3d.backbone.loading import empty_weights
+    from vision3d.backbone.unet import read_taps
+    from vision3d.evaluation.parity.recipe import tensor
+
+    prefix, seed = case.meta.get("recipe_prefix", ""), case.recipe_seed
+    with empty_weights():
+        unet = UNet2DConditionModel(**case.config)
+    shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    unet.load_state_dict(
+        {name: torch.from_numpy(tensor(prefix + name, shape, seed)) for name, shape in shapes.items()}, assign=True
+    )
+    unet.eval().requires_grad_(False)
+    names = [*case.meta["taps"], "out"]
+    sample, t, context = case.tensor("sample"), case.tensor("timesteps"), case.tensor("context")
+    results: Results = dict(read_taps(unet, sample, t, context, names))
+    added = read_taps(unet, sample, t, context, names, time_add=case.tensor("time_add"))
+    return results | {f"{name}_time_add": value for name, value in added.items()}
+
+
+@check("backbone", "vae_real_width")
+def vae_real_width(case: Case) -> Results:
+    """Posterior, latent and decoded image of the autoencoder at published width."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from vision3d.backbone.vae import decode, encode_moments
+    from vision3d.evaluation.parity.recipe import fill
+
+    vae = AutoencoderKL(**case.config).eval().requires_grad_(False)
+    fill(vae, case.recipe_seed, case.meta.get("recipe_prefix", ""))
+    with torch.no_grad():
+        mean, logvar = encode_moments(vae, (case.tensor("image") + 1) / 2)
+        decoded = decode(vae, case.tensor("z"))
+    return {
+        "mean": mean,
+        "logvar": logvar,
+        "latent": mean * vae.config.scaling_factor,
+        "decoded": decoded,
+    }

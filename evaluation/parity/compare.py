@@ -295,9 +295,9 @@ def _slice(pair: Pair, options: Options) -> None:
         if got.shape != pair.stored.shape:
             got = got[tuple(slice(None, None, step) for step in strides)]
     if "argmax_axis" in options:
-        got = got.argmax(axis=options["argmax_axis"])
+        got = np.asarray(got.argmax(axis=options["argmax_axis"]))
     if "sum_axis" in options:
-        got = got.sum(axis=options["sum_axis"])
+        got = np.asarray(got.sum(axis=options["sum_axis"]))
     if "stats" in options:
         wrong = [s for s in options["stats"] if s not in _STATISTICS]
         if wrong:
@@ -358,7 +358,7 @@ def _mask(pair: Pair, case: Case, results: Mapping[str, Any], name: str, conditi
     while mask.shape != pair.stored.shape[: mask.ndim] or mask.ndim > pair.stored.ndim:
         if mask.ndim == 1:
             raise UnknownOption(f"condition {condition!r} does not fit shape {pair.stored.shape}")
-        mask = mask.all(axis=-1)
+        mask = np.asarray(mask.all(axis=-1))
     if not mask.any():
         raise _Mismatch(f"nothing is left where {condition}")
     pair.got, pair.stored = pair.got[mask], pair.stored[mask]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from vision3d.evaluation.parity.case import Case
@@ -40,3 +45,147 @@ def depth_eval(case: Case) -> Results:
         results[f"{name}_scale_shift"] = np.array([fit.scale, fit.shift])
         results[f"{name}_metrics"] = measures(depth)
     return results
+
+
+@lru_cache(maxsize=1)
+def _networks(config: str, seed: int, prefix: str) -> dict[str, Any]:
+    """Networks of a configuration (as JSON) filled with recipe values under the checkpoint's own names."""
+    from vision3d.backbone.loading import load_weights
+    from vision3d.evaluation.parity.recipe import RecipeWeights
+    from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, checkpoint_shapes, load_networks
+
+    options = {**json.loads(config)}
+    fixed = {"transformer_depth": 1, "infusion": "cat", "n_sa_maps": 64}
+    for name, value in fixed.items():
+        if options.pop(name, value) != value:
+            raise NotImplementedError(f"{name} other than {value}")
+    sizes = PrimeDepthConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    shapes = {prefix + name: shape for name, shape in checkpoint_shapes(sizes).items()}
+    if prefix:
+        raise NotImplementedError(f"recipe prefix {prefix!r}")
+    networks = load_networks(Path("recipe"), sizes, tensors=RecipeWeights(shapes, seed))
+    for network in networks.values():
+        load_weights(network)
+    return networks
+
+
+def _pipeline(case: Case) -> Any:
+    from vision3d.pipelines.primedepth import PrimeDepth
+
+    return PrimeDepth(**_networks(json.dumps(case.config), case.recipe_seed, case.meta.get("recipe_prefix", "")))
+
+
+@check("primedepth", "rules", options=("input_columns", "max_size"))
+def rules(case: Case) -> Results:
+    """Working size, resizing, schedule, time embedding."""
+    import torch
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    from vision3d.backbone import schedule
+    from vision3d.backbone.unet import time_embedding
+    from vision3d.pipelines.primedepth.pipeline import resize_image, working_size
+
+    table = case.arrays["resize_rule"]
+    columns = case.outputs["resize_rule"].get("input_columns", [0, 1, 2])
+    sizes = np.array([working_size(*(int(v) for v in row[columns])) for row in table])
+    results: Results = {"resize_rule": sizes}
+    for name, options in case.outputs.items():
+        if "max_size" in options:
+            image = case.arrays["image"]
+            results[name] = resize_image(image, working_size(*image.shape[:2], options["max_size"]))
+    abar = schedule.alphas_cumprod()
+    results["alphas_cumprod"] = abar
+    results["sqrt_acp"], results["sqrt_1m_acp"] = np.sqrt(abar[:4]), np.sqrt(1 - abar[:4])
+    results["t_emb_320"] = get_timestep_embedding(
+        torch.tensor([1]), 320, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
+    results["time_embed"] = time_embedding(_pipeline(case).unet, 1, 1)
+    return results
+
+
+@check("primedepth", "attn_maps", options=("q", "k", "size"))
+def attention_maps(case: Case) -> Results:
+    """Pooled self maps and cross maps from queries and keys."""
+    import torch
+
+    from vision3d.backbone import attention
+
+    results: Results = {}
+    for name, options in case.outputs.items():
+        q, k, size = case.tensor(options["q"]), case.tensor(options["k"]), options["size"]
+        if name.startswith("self"):
+            _, pooled = attention.pooled_attention(q, k, torch.zeros_like(k), attention.key_pooling(*size))
+            results[name] = attention.normalise_pooled(pooled, *size)
+        else:
+            _, probabilities = attention.cross_attention(q, k, torch.zeros_like(k))
+            results[name] = attention.cross_maps(probabilities, *size)
+    return results
+
+
+@check("primedepth", "text_encoder")
+def text_encoder(case: Case) -> Results:
+    """Token ids and the states of an OpenCLIP tower after all its layers."""
+    from vision3d.backbone import text
+    from vision3d.evaluation.parity.recipe import RecipeWeights
+
+    weights = RecipeWeights(case.meta["key_shapes"], case.recipe_seed)
+    tower = text.load_text_tower(dict(weights), heads=case.config["heads"])
+    ids, _ = text.tokenise(case.meta["prompts"], pad=0)
+    return {"tokens": np.asarray(ids), "embedding": text.encode(tower, ids, layer=case.config["layer"])}
+
+
+@check("primedepth", "labeller")
+def labeller(case: Case) -> Results:
+    """Every intermediate of UNet, refiner and heads for given noisy latents."""
+    import torch
+
+    pipeline = _pipeline(case)
+    results: Results = {}
+    with torch.no_grad():
+        refined = pipeline.refiner(
+            pipeline.unet, case.tensor("x"), case.tensor("context"), probe=results.__setitem__
+        )
+        results["depth3"] = pipeline.depth_head(refined)
+        results["seg"] = pipeline.segmentation_head(refined)
+    return results
+
+
+@check("primedepth", "e2e", "real_width")
+def end_to_end(case: Case) -> Results:
+    """From an image to depth and classes, with given noise; no resizing back."""
+    import torch
+
+    from vision3d.backbone.vae import encode_moments
+
+    pipeline = _pipeline(case)
+    image = case.tensor("image").permute(2, 0, 1)[None].float() / 255
+    results: Results = {}
+    with torch.no_grad():
+        results["vae_mean"], results["vae_logvar"] = encode_moments(pipeline.vae, image)
+        latents = pipeline.encode(image, case.tensor("noise_posterior"))
+        refined = pipeline.refine(
+            latents, case.tensor("noise_q"), case.tensor("context"), probe=results.__setitem__
+        )
+        results["depth3"] = pipeline.depth_head(refined)
+        results["depth"] = pipeline.predict_depth(refined)[0, 0]
+        results["seg"] = pipeline.predict_segmentation(refined)
+    return results
+
+
+@check("primedepth", "predict")
+def predict(case: Case) -> Results:
+    """The whole prediction of a photograph: scaled down, inferred, scaled back, coloured as published."""
+    import torch
+
+    from vision3d.colour import colour_values
+    from vision3d.pipelines.primedepth.pipeline import resize_image, working_size
+
+    pipeline = _pipeline(case)
+    image = case.arrays["image"]
+    small = resize_image(image, working_size(*image.shape[:2], case.meta["max_size"]))
+    pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 255
+    latents = pipeline.encode(pixels, case.tensor("noise_posterior"))
+    depth = pipeline.predict_depth(pipeline.refine(latents, case.tensor("noise_q"), case.tensor("context")))
+    full = torch.nn.functional.interpolate(depth, size=image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    limits = float(full.min()), float(full.max())
+    return {"depth": full, "color": colour_values(full.numpy(), limits=limits)}

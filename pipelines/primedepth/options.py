@@ -26,7 +26,6 @@ class DepthOptions:
         tile: side in pixels of the tiles that larger photographs are split into; None splits only when the memory
             budget asks for it.
         dtype: floating type of the computation.
-        memory: budget in bytes, None without one; it may change the result through tiles.
     """
 
     prompt: str = ""
@@ -37,7 +36,6 @@ class DepthOptions:
     second_opinion: str | None = None
     tile: int | None = None
     dtype: str = "float32"
-    memory: int | None = None
 
     def check(self) -> None:
         """Refuses values that cannot work.

@@ -315,7 +315,6 @@ class PrimeDepth(DiffusionPipeline):
         options = replace(
             options,
             dtype=str(self.unet.dtype).removeprefix("torch."),
-            memory=self._memory_budget,
             second_opinion=second_opinion.name if second_opinion is not None else None,
         )
         context = self.prompt_embeddings(options.prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,8 @@ from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_fol
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
-    from vision3d.prediction import Prediction, Provenance
+    from vision3d.pipelines.primedepth.options import DepthOptions
+    from vision3d.prediction import Prediction
 
 
 def depth(
@@ -22,7 +24,7 @@ def depth(
     out: Path,
     weights: str | None = None,
     prompt: str = "",
-    max_size: int = 1024,
+    max_size: int | None = None,
     formats: tuple[Literal["exr", "npz", "obj"], ...] = (),
     segmentation: bool = False,
     ensemble: str | None = None,
@@ -48,7 +50,8 @@ def depth(
         weights: "mini" (the embedded ones), a pulled name, a checkpoint file or a folder; by default the
             official ones if they were pulled, else the embedded ones.
         prompt: caption of the photographs; empty is what the method was tuned for.
-        max_size: longest side in pixels at which a photograph is processed; the result has the input's size.
+        max_size: longest side in pixels at which a photograph is processed, by default the weights' own (1024
+            for the published ones); the result has the input's size.
         formats: further files to write.
         segmentation: also predict the 150 classes of ADE20K.
         ensemble: average with a second estimator: depth-anything-v2-small, -base, -large, or a folder.
@@ -62,29 +65,36 @@ def depth(
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
-    from vision3d.device import parse_bytes
+    from vision3d.backbone.loading import fingerprint
+    from vision3d.device import parse_bytes, resolve_device, resolve_dtype
     from vision3d.io.files import check_writable
+    from vision3d.pipelines.primedepth.options import DepthOptions
+    from vision3d.weights import resolve
 
     total = check_inputs(inputs, recursive=recursive)
     check_writable(out)
-    _check_numbers(max_size=(max_size, 16), batch_size=(batch_size, 1), tile=(tile, 64))
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}", "give 1 or more")
     if memory != "auto":
         parse_bytes(memory)
-    provenance = planned_provenance(
-        weights,
+    options = DepthOptions(
         prompt=prompt,
         max_size=max_size,
+        seed=seed,
         deterministic=deterministic,
         segmentation=segmentation,
+        second_opinion=ensemble,
         tile=tile,
-        ensemble=ensemble,
-        seed=seed,
-        device=device,
-        dtype=dtype,
+        dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
     )
+    options.check()
+    # What the results will say of their origin is known before any network is loaded, so that a run with
+    # nothing left to do loads none; the weights are only hashed, once for each version of the file.
+    path, name = resolve("primedepth", weights)
+    provenance = options.provenance(name, fingerprint(path))
     return run_folder(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
-        _Loader(weights, device, dtype, memory, ensemble, batch_size, provenance),
+        Loader(weights, options, device, memory),
         out,
         fingerprint=provenance.fingerprint,
         formats=formats,
@@ -95,106 +105,36 @@ def depth(
     )
 
 
-def planned_provenance(
-    weights: str | None,
-    *,
-    prompt: str,
-    max_size: int,
-    deterministic: bool,
-    segmentation: bool,
-    tile: int | None,
-    ensemble: str | None,
-    seed: int,
-    device: str,
-    dtype: str,
-) -> Provenance:
-    """Provenance of the results of a run before anything is loaded; the weights are only hashed.
+@dataclass(frozen=True)
+class Loader:
+    """Makes the loaded method; plain data, so that another process can make it, too.
 
-    The memory budget is no part of it: a run that is continued with less memory keeps what it has.
-
-    Raises:
-        WeightsError: no such weights.
-        InputError, ResourceError: no such device or dtype.
+    Attributes:
+        weights: as the verb takes them.
+        options: settings of the run.
+        device: as the verb takes it.
+        memory: as the verb takes it.
     """
-    from vision3d.backbone.loading import fingerprint
-    from vision3d.device import resolve_device, resolve_dtype
-    from vision3d.prediction import Provenance
-    from vision3d.weights import resolve
 
-    place = resolve_device(device)
-    path, name = resolve("primedepth", weights)
-    settings = {
-        "prompt": prompt,
-        "max_size": max_size,
-        "deterministic": deterministic,
-        "segmentation": segmentation,
-        "tile": tile,
-        "second_opinion": ensemble,
-        "dtype": str(resolve_dtype(dtype, place)).removeprefix("torch."),
-    }
-    if ensemble is not None and Path(ensemble).exists():
-        settings |= {"second_opinion": Path(ensemble).name, "second_opinion_sha256": fingerprint(ensemble)}
-    return Provenance(
-        method="PrimeDepth",
-        weights=name,
-        weights_sha256=fingerprint(path),
-        settings=settings,
-        seed=seed,
-    )
-
-
-class _Loader:
-    """Makes the loaded method; a class with plain fields, so that other processes can make it, too."""
-
-    def __init__(
-        self,
-        weights: str | None,
-        device: str,
-        dtype: str,
-        memory: str,
-        ensemble: str | None,
-        batch_size: int,
-        provenance: Provenance,
-    ) -> None:
-        self.weights, self.device, self.dtype, self.memory = weights, device, dtype, memory
-        self.ensemble, self.batch_size, self.provenance = ensemble, batch_size, provenance
+    weights: str | None
+    options: DepthOptions
+    device: str
+    memory: str
 
     def __call__(self) -> Process:
-        from vision3d.pipelines.primedepth import PrimeDepth
+        """The method, its networks loaded."""
         from vision3d.pipelines.primedepth.ensemble import SecondOpinion
+        from vision3d.pipelines.primedepth.pipeline import PrimeDepth
 
-        say(f"weights: {self.provenance.weights}")
         pipeline = PrimeDepth.from_pretrained(
-            self.weights, torch_dtype=self.dtype, device=self.device, memory=self.memory
+            self.weights, torch_dtype=self.options.dtype, device=self.device, memory=self.memory
         )
+        say(f"weights: {pipeline.weights_name}")
         other = None
-        if self.ensemble is not None:
-            other = SecondOpinion.from_pretrained(self.ensemble, pipeline.device)
-        settings = self.provenance.settings
-        options = {
-            key: settings[key] for key in ("prompt", "max_size", "deterministic", "segmentation", "tile")
-        }
+        if self.options.second_opinion is not None:
+            other = SecondOpinion.from_pretrained(self.options.second_opinion, pipeline.device)
 
         def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
-            results = list(
-                pipeline.stream(
-                    photos,
-                    batch_size=self.batch_size,
-                    seed=self.provenance.seed,
-                    second_opinion=other,
-                    **options,
-                )
-            )
-            for result in results:
-                # A later run recognises the result by exactly what was planned before the weights were
-                # loaded.
-                result.provenance = self.provenance
-            return results
+            return list(pipeline.stream(photos, self.options, batch_size=len(photos), second_opinion=other))
 
         return process
-
-
-def _check_numbers(**values: tuple[int | None, int]) -> None:
-    for name, (value, least) in values.items():
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}", f"give {least} or more")

@@ -17,9 +17,9 @@ from vision3d.evaluation.protocols import DepthRange
 
 
 def ground(horizon, camera_height=1.5, size=(48, 64), noise=0.0, seed=0):
-    """Depth of a level ground below a horizon at a share of the height, and a wall far behind."""
+    """Depth of a level ground that ends at a wall, which rises from a horizon at a share of the height."""
     rows = (np.arange(size[0]) + 0.5) / size[0]
-    inverse = np.maximum((rows - horizon) / camera_height, 0.02)
+    inverse = np.maximum(rows - horizon, 0) / camera_height + 0.05
     inverse = np.repeat(inverse[:, None], size[1], 1)
     wobble = 1 + noise * np.random.default_rng(seed).normal(size=size)
     return (1 / (inverse * np.clip(wobble, 0.3, 3))).astype(np.float32)

@@ -137,7 +137,8 @@ def kitti_folder(root, numbers=("0000000069",)):
         )
     (root / "raw" / DAY / "calib_cam_to_cam.txt").write_text(
         "calib_time: 09-Jan-2012 13:57:47\n"
-        "P_rect_02: 7.215377e+02 0 6.095593e+02 4.485728e+01 0 7.215377e+02 1.728540e+02 2.163791e-01 0 0 1 2e-03\n"
+        "P_rect_02: 7.215377e+02 0 6.095593e+02 4.485728e+01 "
+        "0 7.215377e+02 1.728540e+02 2.163791e-01 0 0 1 2e-03\n"
     )
 
 
@@ -338,7 +339,8 @@ def test_the_real_samples_at_hand_agree_with_their_description(shared):
     sample = data[groups.index("motorcycle")]
     assert (sample.depth > 0).mean() == pytest.approx(0.93, abs=0.01)
     kitti = data[groups.index("kitti")]
-    assert 5 < kitti.depth[kitti.valid].min() and kitti.depth[kitti.valid].max() < 80
+    measured = kitti.depth[kitti.valid]
+    assert measured.min() > 5 and measured.max() < 80
 
 
 # --- all of them ---

@@ -27,9 +27,8 @@ def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
 def with_exif(orientation: int = 1, **fields: Any) -> Image.Exif:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    detail = exif.get_ifd(ExifTags.IFD.Exif)
-    for name, value in fields.items():
-        detail[ExifTags.Base[name]] = value
+    if fields:
+        exif[ExifTags.IFD.Exif] = {int(ExifTags.Base[name]): value for name, value in fields.items()}
     return exif
 
 

@@ -266,9 +266,10 @@ def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.
         WeightsError: names or shapes do not fit, or values are not finite.
     """
     tensors = source.tensors if source.tensors is not None else open_checkpoint(source.path)
+    known = getattr(tensors, "shapes", None)  # mappings that make their tensors when asked tell shapes for free
     shapes = {}
     for name, stored in source.names.items():
-        value = tensors[stored]
+        value = tensors[stored] if known is None else torch.empty(known[stored], device="meta")
         shapes[name] = tuple((source.transform(name, value) if source.transform else value).shape)
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     check_keys(expected, shapes, f"{source.path.name} as {source.label}")

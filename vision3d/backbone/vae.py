@@ -74,35 +74,50 @@ def _strips(height: int, row_bytes: int) -> list[tuple[int, int]]:
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, add: Tensor | None = None) -> Tensor:
-    """``conv(silu(norm(x)))``, plus ``add`` written in place when given, strip by strip.
+def _pad_rows(strip: Tensor, top: int, bottom: int, reach: int, height: int) -> Tensor:
+    """Zero rows where a strip's surroundings of ``reach`` rows lie outside the image."""
+    edge = (0, 0, max(0, reach - top), max(0, bottom + reach - height))
+    return F.pad(strip, edge) if any(edge) else strip
+
+
+def norm_silu_conv(
+    norm: nn.GroupNorm,
+    conv: nn.Conv2d,
+    x: Tensor,
+    residual: Tensor | None = None,
+    shortcut: nn.Conv2d | None = None,
+) -> Tensor:
+    """``conv(silu(norm(x)))``, plus ``shortcut(residual)`` when given, strip by strip.
 
     Args:
+        norm, conv: normalisation and 3x3 convolution.
         x: ``(B, C, H, W)``.
-        add: residual ``(B, C', H, W)`` that is overwritten with the sum and returned.
+        residual: ``(B, C', H, W)``; without a shortcut it is overwritten with the sum and returned.
+        shortcut: 1x1 convolution of the residual.
     """
     batch, channels, height, width = x.shape
     scale, shift = scale_shift(norm, x)
-    out = x.new_empty(batch, conv.out_channels, height, width) if add is None else add
+    in_place = residual is not None and shortcut is None
+    out = residual if in_place else x.new_empty(batch, conv.out_channels, height, width)
+    assert out is not None
     reach = conv.padding[0]
     for top, bottom in _strips(height, batch * channels * width * x.element_size()):
-        above, below = max(0, top - reach), min(height, bottom + reach)
-        strip = F.silu(torch.addcmul(shift, x[:, :, above:below], scale), inplace=True)
-        edge = (0, 0, reach - (top - above), reach - (below - bottom))
-        if any(edge):
-            strip = F.pad(strip, edge)
+        inside = slice(max(0, top - reach), min(height, bottom + reach))
+        active = F.silu(torch.addcmul(shift, x[:, :, inside], scale), inplace=True)
+        strip = _pad_rows(active, top, bottom, reach, height)
         part = F.conv2d(strip, conv.weight, conv.bias, padding=(0, conv.padding[1]))
-        if add is None:
-            out[:, :, top:bottom] = part
-        else:
+        if in_place:
             out[:, :, top:bottom] += part
+        elif residual is not None and shortcut is not None:
+            torch.add(part, shortcut(residual[:, :, top:bottom]), out=out[:, :, top:bottom])
+        else:
+            out[:, :, top:bottom] = part
     return out
 
 
 def _resnet(block: ResnetBlock2D, x: Tensor) -> Tensor:
     h = norm_silu_conv(block.norm1, block.conv1, x)
-    residual = x if block.conv_shortcut is None else block.conv_shortcut(x)
-    return norm_silu_conv(block.norm2, block.conv2, h, add=residual)
+    return norm_silu_conv(block.norm2, block.conv2, h, x, block.conv_shortcut)
 
 
 def _middle(block: UNetMidBlock2D, h: Tensor) -> Tensor:
@@ -144,14 +159,16 @@ def doubling_kernels(weight: Tensor) -> list[list[Tensor]]:
 
 def double_and_convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """``conv(nearest-neighbour doubling of x)`` for a 3x3 convolution with padding 1: ``(B, C', 2H, 2W)``."""
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
     out = x.new_empty(batch, conv.out_channels, 2 * height, 2 * width)
     kernels = doubling_kernels(conv.weight)
-    padded = F.pad(x, (1, 1, 1, 1))
-    for y in (0, 1):
-        for col in (0, 1):
-            window = padded[:, :, y : y + height + 1, col : col + width + 1]
-            out[:, :, y::2, col::2] = F.conv2d(window, kernels[y][col], conv.bias)
+    for top, bottom in _strips(height, batch * channels * width * x.element_size()):
+        inside = slice(max(0, top - 1), min(height, bottom + 1))
+        strip = F.pad(_pad_rows(x[:, :, inside], top, bottom, 1, height), (1, 1))
+        for y in (0, 1):
+            for col in (0, 1):
+                window = strip[:, :, y : y + bottom - top + 1, col : col + width + 1]
+                out[:, :, 2 * top + y : 2 * bottom : 2, col::2] = F.conv2d(window, kernels[y][col], conv.bias)
     return out
 
 

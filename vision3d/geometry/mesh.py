@@ -59,23 +59,22 @@ def grid_mesh(
     *,
     max_vertices: int = 250_000,
     max_jump: float = 0.05,
-    max_incidence: float = 87.0,
+    max_incidence: float = 85.0,
 ) -> TriangleMesh:
     """Mesh of a grid of points seen by a camera at the origin, cut at depth discontinuities.
 
-    A triangle is left out when one of its edges jumps in depth by more than ``max_jump`` (relative to the
-    nearer end, per pixel of the original grid), or when its surface is seen at more than ``max_incidence``
-    degrees from
-    its normal: the sheet between a foreground and its background is hardly ever real. Each quad is split
-        along the
-    diagonal with the smaller jump.
+    The sheet between a foreground and its background is hardly ever real. Two rules find it. Along a row or
+    column of a plane, inverse depth is linear, so a step in inverse depth that departs from the steps beside
+    it by more than ``max_jump`` of the farther end is an edge: a floor seen at a low angle stays whole at any
+    resolution. And a triangle seen at more than ``max_incidence`` degrees from its normal is the ramp of a
+    blurred edge.
 
     Args:
         points: (H, W, 3) in camera axes; non-finite points and z ≤ 0 are left out.
         valid: (H, W) bool, or None.
         max_vertices: the grid is thinned to at most so many.
-        max_jump: relative depth step per pixel above which an edge is cut.
-        max_incidence: angle in degrees between a triangle's normal and the ray to it above which it is cut.
+        max_jump: relative depth step, beyond that of the surface, at which the mesh is cut.
+        max_incidence: angle in degrees between a triangle's normal and the ray to it at which it is cut.
 
     Returns:
         A mesh with ``uv``; triangles face the camera.
@@ -93,41 +92,61 @@ def grid_mesh(
     there = np.isfinite(grid).all(axis=-1) & (grid[..., 2] > 0)
     if valid is not None:
         there &= valid[np.ix_(rows, columns)]
-    z = np.where(there, grid[..., 2], 1).astype(np.float64)
 
-    # Corners of each quad: a b over c d.
-    index = np.arange(z.size, dtype=np.int32).reshape(z.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(there, 1 / grid[..., 2].astype(np.float64), np.nan)
+    across = _joined(inverse, columns, max_jump)  # (h, w - 1): (i, j) with (i, j + 1)
+    down = _joined(inverse.T, rows, max_jump).T  # (h - 1, w): (i, j) with (i + 1, j)
+    # Corners of each quad: a b over c d; split along the diagonal with the smaller step.
+    index = np.arange(inverse.size, dtype=np.int32).reshape(inverse.shape)
     a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
-    flat_z = z.reshape(-1)
-    split_bc = np.abs(np.log(flat_z[b] / flat_z[c])) <= np.abs(np.log(flat_z[a] / flat_z[d]))
-    first = np.where(split_bc[..., None], np.stack([a, c, b], -1), np.stack([a, c, d], -1))
-    second = np.where(split_bc[..., None], np.stack([b, c, d], -1), np.stack([a, d, b], -1))
-    faces = np.concatenate([first.reshape(-1, 3), second.reshape(-1, 3)])
-    faces = faces[there.reshape(-1)[faces].all(axis=-1)]
-    faces = faces[_continuous(grid.reshape(-1, 3), flat_z, faces, max_jump * step, max_incidence)]
+    top, bottom, left, right = across[:-1], across[1:], down[:, :-1], down[:, 1:]
+    flat = inverse.reshape(-1)
+    split_bc = ~(np.abs(flat[b] - flat[c]) > np.abs(flat[a] - flat[d]))
+    faces = np.concatenate(
+        [
+            np.stack([a, c, b], axis=-1)[split_bc & top & left],
+            np.stack([b, c, d], axis=-1)[split_bc & bottom & right],
+            np.stack([a, c, d], axis=-1)[~split_bc & left & bottom],
+            np.stack([a, d, b], axis=-1)[~split_bc & top & right],
+        ]
+    )
+    vertices = grid.reshape(-1, 3)
+    faces = faces[_incidence(vertices, faces) <= max_incidence]
     if not len(faces):
         raise InputError("no surface is left after cutting depth edges", "raise max_jump or max_incidence")
 
-    used = np.zeros(z.size, bool)
+    used = np.zeros(inverse.size, bool)
     used[faces] = True
     renumber = np.cumsum(used, dtype=np.int32) - 1
     u, v = np.meshgrid((columns + 0.5) / width, (rows + 0.5) / height)
     uv = np.stack([u, v], axis=-1).reshape(-1, 2).astype(np.float32)
-    order = np.argsort(
-        faces[:, 0], kind="stable"
-    )  # neighbours in the file: kinder to vertex caches and compressors
-    return TriangleMesh(grid.reshape(-1, 3)[used], renumber[faces[order]], uv=uv[used])
+    order = np.argsort(faces[:, 0], kind="stable")  # row by row, kinder to vertex caches
+    return TriangleMesh(vertices[used], renumber[faces[order]], uv=uv[used])
 
 
-def _continuous(
-    vertices: np.ndarray, z: np.ndarray, faces: np.ndarray, max_jump: float, max_incidence: float
-) -> np.ndarray:
-    """(M,) bool: neither a depth jump along an edge nor a grazing view."""
-    corner_z = z[faces]
-    keep = corner_z.max(axis=-1) <= (1 + max_jump) * corner_z.min(axis=-1)
+def _joined(inverse: np.ndarray, positions: np.ndarray, max_jump: float) -> np.ndarray:
+    """(h, w - 1) bool: whether neighbours along a row of inverse depth (h, w) lie on one surface.
+
+    ``positions`` (w,) are the samples' pixel columns, which are not quite evenly spaced after thinning.
+    """
+    spacing = np.diff(positions)
+    slope = np.diff(inverse, axis=1) / spacing
+    padded = np.pad(slope, ((0, 0), (1, 1)), constant_values=np.nan)
+    before, after = padded[:, :-2], padded[:, 2:]
+    # Beside a border or a hole one neighbour is all there is; a lone pair of points is judged by its own
+    # step.
+    before, after = np.where(np.isnan(before), after, before), np.where(np.isnan(after), before, after)
+    expected = np.nan_to_num((before + after) / 2)
+    farther = np.fmin(inverse[:, 1:], inverse[:, :-1])
+    return np.abs(slope - expected) * spacing <= max_jump * farther  # False for NaN
+
+
+def _incidence(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(M,) degrees between the camera-facing normal of each triangle and the ray from it to the origin."""
     p = vertices[faces].astype(np.float64)
     normals = np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0])
     centres = p.mean(axis=1)
     size = np.linalg.norm(normals, axis=-1) * np.linalg.norm(centres, axis=-1)
     cosine = -np.einsum("nc,nc->n", normals, centres) / np.maximum(size, 1e-300)
-    return keep & (cosine >= math.cos(math.radians(max_incidence)))
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))

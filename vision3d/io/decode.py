@@ -28,6 +28,7 @@ FULL_FRAME_DIAGONAL_MM = 43.27  # of 36 × 24 mm, which "35 mm equivalent" refer
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"II*\x00": "TIFF", b"MM\x00*": "TIFF"}
 _MAGIC |= {b"RIFF": "WebP", b"BM": "BMP"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_TOLD = ("orientation", "make", "model", "lens", "focal_mm", "focal_35mm")  # of EXIF, in Photo.info
 _truncated_lock = threading.Lock()  # Pillow's switch for damaged files is global
 
 
@@ -192,11 +193,12 @@ def _decode(
     if width * height > MAX_PIXELS:
         raise InputError(f"{label} has {width * height / 1e6:.0f} million pixels", "resize it first")
     focal_px = focal_in_pixels(exif, width, height)
-    info = {"format": image.format, "mode": image.mode, **{k: v for k, v in exif.items() if v}}
+    info = {"format": image.format, "mode": image.mode, **{k: exif[k] for k in _TOLD if exif.get(k)}}
     deep = _decode_deep(image, size, data)
     if deep is not None:
         colour, opacity = deep
-        orientation = exif.get("orientation", 1)
+        # OpenCV turns TIFF files upright itself, and no others when it reads them unchanged.
+        orientation = 1 if image.format == "TIFF" else exif.get("orientation", 1)
         opacity = None if opacity is None else turn_upright(opacity, orientation)
         return Decoded(turn_upright(colour, orientation), opacity, focal_px, {**info, "bits": 16})
     with contextlib.suppress(Exception):  # a broken EXIF block must not cost the picture
@@ -235,9 +237,8 @@ def _decode_deep(
         return None
     import cv2
 
-    flags = cv2.IMREAD_UNCHANGED | getattr(cv2, "IMREAD_IGNORE_ORIENTATION", 0)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != size[::-1]:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] not in (size, size[::-1]):
         return None
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -298,11 +299,12 @@ def read_exif(image: Image.Image) -> dict[str, Any]:
         "plane_x_resolution": number(detail.get(41486)),
         "plane_unit_mm": {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}.get(int(number(detail.get(41488)) or 2)),
         "exif_width": number(detail.get(40962)),
+        "exif_height": number(detail.get(40963)),
     }
 
 
 def focal_in_pixels(exif: dict[str, Any], width: int, height: int) -> float | None:
-    """Focal length in pixels of an image of ``width`` × ``height`` (before turning upright), or None.
+    """Focal length in pixels of an image of ``width`` × ``height``, or None.
 
     From the 35 mm equivalent by the diagonal, else from the focal length and the sensor's resolution; the
     latter refers to the image as recorded, so a resized one is scaled by its recorded width. Lenses outside
@@ -314,7 +316,8 @@ def focal_in_pixels(exif: dict[str, Any], width: int, height: int) -> float | No
         focal = exif["focal_35mm"] * diagonal / FULL_FRAME_DIAGONAL_MM
     elif exif.get("focal_mm") and exif.get("plane_x_resolution") and exif.get("plane_unit_mm"):
         focal = exif["focal_mm"] * exif["plane_x_resolution"] / exif["plane_unit_mm"]
-        focal *= width / (exif.get("exif_width") or width)
+        recorded = max(exif.get("exif_width") or 0, exif.get("exif_height") or 0)
+        focal *= max(width, height) / (recorded or max(width, height))
     if focal is None or not 3 < 2 * math.degrees(math.atan2(diagonal / 2, focal)) < 170:
         return None
     return focal

@@ -11,6 +11,9 @@ import numpy as np
 
 from vision3d.errors import InputError
 
+# FFmpeg's complaints, read by OpenCV when it is first used; what they mean is said here in one line.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 
 
@@ -78,10 +81,9 @@ def iter_frames(
 
 
 def _open_quietly(path: Path) -> Any:
-    """Open a capture without FFmpeg's and OpenCV's complaints on the screen; ours say the same."""
+    """Open a capture without OpenCV's own complaints on the screen."""
     import cv2
 
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     logging = getattr(getattr(cv2, "utils", None), "logging", None)
     before = logging.getLogLevel() if logging else None
     if logging:

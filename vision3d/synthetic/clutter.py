@@ -195,7 +195,7 @@ def cardboard(scene: Scene, draw: Draw, at: Vector, yaw: float, size: float = 0.
     else:
         t = 0.012
         b.box("bottom", (0, 0, t), (w, d, 2 * t), board)
-        for s in (-1, 1):
+        for s in (-1.0, 1.0):
             b.box("side", (s * (w / 2 - t / 2), 0, h / 2), (t, d, h), board)
             b.box("side", (0, s * (d / 2 - t / 2), h / 2), (w, t, h), board)
             tilt = draw.uniform(0.3, 1.6) * s
@@ -350,8 +350,15 @@ def tape_roll(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
     b = scene.add("roll of tape", at, yaw, semantic=None, salience=0.1)
     inner = 0.32
     ring: primitives.Profile = (
-        (inner, -0.5), (0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (0.5, 0.5), (inner, 0.5), (inner, 0.5), (inner, -0.5),
-    )  # fmt: skip
+        (inner, -0.5),
+        (0.5, -0.5),
+        (0.5, -0.5),
+        (0.5, 0.5),
+        (0.5, 0.5),
+        (inner, 0.5),
+        (inner, 0.5),
+        (inner, -0.5),
+    )
     b.part("ring", primitives.lathe(ring, 20, False), (0, 0, h / 2), (2 * r, 2 * r, h), paint(draw))
     return r
 
@@ -454,10 +461,10 @@ def leaf_material(draw: Draw) -> Material:
     )
 
 
-def leaf_cluster(draw: Draw, height: float, spread: float) -> primitives.Primitive:
+def leaf_cluster(draw: Draw, height: float, spread: float, style: str | None = None) -> primitives.Primitive:
     """Leaves that rise from the origin: blades, fern-like arcs or a bush."""
     g = draw.generator
-    style = draw.pick(["blades", "arcs", "bush"])
+    style = style or draw.pick(["blades", "arcs", "bush"])
     count = draw.integer(14, 40)
     a = g.random(count) * 2 * math.pi
     outward = np.stack([np.cos(a), np.sin(a), np.zeros(count)], 1)
@@ -536,7 +543,7 @@ def crate(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
     b = scene.add("basket", at, yaw, semantic="basket", phrase=f"a {word} basket", salience=0.3)
     t = 0.012
     b.box("bottom", (0, 0, t), (w, d, 2 * t), material)
-    for s in (-1, 1):
+    for s in (-1.0, 1.0):
         b.box("wall", (s * (w - t) / 2, 0, h / 2), (t, d, h), material)
         b.box("wall", (0, s * (d - t) / 2, h / 2), (w, t, h), material)
     for _ in range(draw.integer(0, 4)):
@@ -594,7 +601,7 @@ def pot(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
     b.cylinder("body", (0, 0, 0), r, h, body, segments=20)
     b.cylinder("lid", (0, 0, h), r * 1.02, 0.02, body, ratio=0.75)
     b.ball("knob", (0, 0, h + 0.03), (0.03, 0.03, 0.025), paint(draw), detail=1)
-    for s in (-1, 1):
+    for s in (-1.0, 1.0):
         b.limb(
             "handle",
             (0, s * r, h * 0.8),
@@ -618,16 +625,69 @@ def microwave(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
 
 
 DESK: tuple[Maker, ...] = (
-    monitor, monitor, keyboard, keyboard, laptop, papers, papers, papers, book, book, cup, cup, tin_of_pens, phone,
-    desk_lamp, bottle, can, tape_roll, carton, small_plant, toy, standing_frame, bowl,
-)  # fmt: skip
+    monitor,
+    monitor,
+    keyboard,
+    keyboard,
+    laptop,
+    papers,
+    papers,
+    papers,
+    book,
+    book,
+    cup,
+    cup,
+    tin_of_pens,
+    phone,
+    desk_lamp,
+    bottle,
+    can,
+    tape_roll,
+    carton,
+    small_plant,
+    toy,
+    standing_frame,
+    bowl,
+)
 TABLE: tuple[Maker, ...] = (
-    papers, papers, book, book, cup, cup, bowl, bottle, bottle, vase, crate, can, carton, toy, ball, laptop, tape_roll,
-)  # fmt: skip
+    papers,
+    papers,
+    book,
+    book,
+    cup,
+    cup,
+    bowl,
+    bottle,
+    bottle,
+    vase,
+    crate,
+    can,
+    carton,
+    toy,
+    ball,
+    laptop,
+    tape_roll,
+)
 KITCHEN: tuple[Maker, ...] = (
-    bottle, bottle, cup, bowl, bowl, pot, pot, microwave, microwave, carton, carton, can, standing_frame,
-    standing_frame, papers, vase, crate, book,
-)  # fmt: skip
+    bottle,
+    bottle,
+    cup,
+    bowl,
+    bowl,
+    pot,
+    pot,
+    microwave,
+    microwave,
+    carton,
+    carton,
+    can,
+    standing_frame,
+    standing_frame,
+    papers,
+    vase,
+    crate,
+    book,
+)
 SHELF: tuple[Maker, ...] = (
     book,
     carton,
@@ -644,8 +704,12 @@ SHELF: tuple[Maker, ...] = (
 )
 FLOOR: tuple[Maker, ...] = (cardboard, cardboard, crate, bag, bag, ball, carton, potted_plant, toy)
 BY_KIND: dict[str, tuple[Maker, ...]] = {
-    "desk": DESK, "table": TABLE, "kitchen": KITCHEN, "shelf": SHELF, "floor": FLOOR,
-}  # fmt: skip
+    "desk": DESK,
+    "table": TABLE,
+    "kitchen": KITCHEN,
+    "shelf": SHELF,
+    "floor": FLOOR,
+}
 
 
 def scatter(

@@ -78,14 +78,14 @@ def table(
     if style == "legs":
         _legs(b, draw, base, depth * inner, width * inner, h - t)
         if draw.chance(0.5) and not round_top:
-            for s in (-1, 1):
+            for s in (-1.0, 1.0):
                 b.box("apron", (s * (depth / 2 - 0.06), 0, h - t - 0.04), (0.02, width - 0.14, 0.08), base)
                 b.box("apron", (0, s * (width / 2 - 0.06), h - t - 0.04), (depth - 0.14, 0.02, 0.08), base)
     elif style == "pillar":
         b.cylinder("pillar", (0, 0, 0), 0.05, h - t, base)
         b.cylinder("foot", (0, 0, 0), min(depth, width) * 0.3, 0.03, base, ratio=0.875)
     else:
-        for s in (-1, 1):
+        for s in (-1.0, 1.0):
             b.box("panel", (0, s * (width / 2 - 0.05), (h - t) / 2), (depth * 0.9, 0.03, h - t), base)
         if draw.chance(0.6):
             b.box("back_panel", (-depth * 0.3, 0, (h - t) * 0.65), (0.02, width - 0.1, (h - t) * 0.5), base)
@@ -194,7 +194,7 @@ def chair(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width:
             rotation=lean,
         )
     else:
-        for s in (-1, 1):
+        for s in (-1.0, 1.0):
             b.rod(
                 "back_post",
                 on_back(s * (w / 2 - 0.02), 0),
@@ -249,7 +249,7 @@ def chair(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width:
             )
             b.keypoint(f"{name}_leg", (x + sx * 0.02, y + sy * 0.01, 0.01))
         if draw.chance(0.4):
-            for s in (-1, 1):
+            for s in (-1.0, 1.0):
                 b.rod(
                     "rung",
                     (d / 2 - thick, s * (w / 2 - thick), 0.2),
@@ -438,7 +438,7 @@ def shelf(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width:
     t = draw.uniform(0.015, 0.035)
     boards = max(2, round(h / draw.uniform(0.28, 0.48)))
     posts = draw.chance(0.35)
-    for s in (-1, 1):
+    for s in (-1.0, 1.0):
         if posts:
             for sx in (-1, 1):
                 b.box(
@@ -566,7 +566,7 @@ class KitchenStyle:
 
 def kitchen_style(draw: Draw) -> KitchenStyle:
     """Fronts, worktop and handles for one kitchen."""
-    word, colour = named_colour(draw)
+    _word, colour = named_colour(draw)
     front = draw.pick(
         [
             wood(draw),
@@ -839,7 +839,7 @@ def bathtub(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, widt
         )
     )
     b.box("bottom", (0, 0, 0.08), (depth - 2 * t, width - 2 * t, 0.16), white)
-    for s in (-1, 1):
+    for s in (-1.0, 1.0):
         b.box("side", (s * (depth - t) / 2, 0, h / 2), (t, width, h), side, bevel=0.015)
         b.box("side", (0, s * (width - t) / 2, h / 2), (depth - 2 * t, t, h), side, bevel=0.015)
     b.limb("tap", (0, -width / 2 + 0.1, h), (0, -width / 2 + 0.22, h + 0.08), 0.018, metal(draw))

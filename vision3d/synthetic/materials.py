@@ -74,9 +74,9 @@ def named_colour(draw: Draw) -> tuple[str, Colour]:
 
 def wall_colour(draw: Draw) -> Colour:
     """Mostly pale, as walls are; one in five is strong."""
-    if draw.chance(0.2):
+    if draw.chance(0.13):
         return any_colour(draw)
-    v = draw.uniform(0.62, 0.97)
+    v = draw.uniform(0.6, 0.97)
     return colorsys.hsv_to_rgb(draw.pick([0.08, 0.11, 0.14, 0.3, 0.55, 0.6, 0.95]), draw.uniform(0, 0.22), v)
 
 

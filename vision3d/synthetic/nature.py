@@ -9,11 +9,23 @@ import numpy as np
 from vision3d.synthetic import primitives
 from vision3d.synthetic.clutter import leaf_cluster, leaf_material
 from vision3d.synthetic.draw import Draw
-from vision3d.synthetic.materials import Material, any_colour, jitter, metal, paint, printed, shade, textured, wood
+from vision3d.synthetic.materials import (
+    Material,
+    any_colour,
+    jitter,
+    metal,
+    paint,
+    printed,
+    shade,
+    textured,
+    wood,
+)
 from vision3d.synthetic.scene import Scene, Vector, rotation_x, rotation_z
 
 
-def lumpy(draw: Draw, amplitude: float, frequency: float = 3.0, subdivisions: int = 2) -> primitives.Primitive:
+def lumpy(
+    draw: Draw, amplitude: float, frequency: float = 3.0, subdivisions: int = 2
+) -> primitives.Primitive:
     """A ball with random waves on it."""
     count = 7
     bumps = np.column_stack(
@@ -30,7 +42,8 @@ class Flora:
     """The plants of one scene: a few crown shapes and leaf colours that its trees share."""
 
     def __init__(self, draw: Draw) -> None:
-        self.crowns = [lumpy(draw, draw.uniform(0.06, 0.14), draw.uniform(3, 6)) for _ in range(2)]
+        self.crowns = [lumpy(draw, draw.uniform(0.09, 0.2), draw.uniform(3, 7), level) for level in (2, 1, 1)]
+        self.spray = leaf_cluster(draw, 1.0, 0.2, "bush")
         self.tufts = [leaf_cluster(draw, 1.0, 0.2) for _ in range(3)]
         self.leaves = [self._foliage(draw) for _ in range(2)]
         self.tuft_leaves = [leaf_material(draw) for _ in range(2)]
@@ -74,19 +87,32 @@ class Flora:
                 end = (root[0] + reach * math.cos(a), root[1] + reach * math.sin(a), root[2] + rise)
                 b.rod("branch", root, end, r * 0.5, self.bark, ratio=0.25, segments=5)
             return
-        count = 1 if style == "column" else draw.integer(2, 6)
+        count = draw.integer(1, 2) if style == "column" else draw.integer(4, 9)
+        thin = height * draw.uniform(0.1, 0.16)
+        size = height * draw.uniform(0.22, 0.4)
         for i in range(count):
-            a, t = i * 2.4 + draw.uniform(0, 1), draw.uniform(0.0, 1.0)
-            spread = height * (0.0 if style == "column" else draw.uniform(0.05, 0.22))
-            size = height * draw.uniform(0.28, 0.5)
-            tall = height - trunk if style == "column" else size * draw.uniform(0.7, 1.0)
-            z = trunk + (height - trunk) * (0.5 if style == "column" else 0.15 + 0.65 * t)
-            wide = height * 0.18 if style == "column" else size
+            a, t = i * 2.4 + draw.uniform(0, 1), (i + 0.5) / count
+            spread = thin * 0.2 if style == "column" else height * draw.uniform(0.1, 0.24) * (1.15 - t)
+            z = trunk + (height - trunk) * (0.5 if style == "column" else 0.1 + 0.75 * t)
             spot = (tip[0] + spread * math.cos(a), tip[1] + spread * math.sin(a), z)
-            b.part("crown", draw.pick(self.crowns), spot, (wide, wide, tall), leaves, rotation_z(draw.angle()))
-        if style == "round" and draw.chance(0.5):
-            size = (height - trunk) * 0.9
-            b.part("crown", draw.pick(self.tufts), (tip[0], tip[1], trunk), (size, size, size), leaves)
+            wide, tall = size * draw.uniform(0.7, 1.1), size * draw.uniform(0.6, 0.9)
+            if style == "column":
+                wide, tall = thin * 2, height - trunk
+            b.part(
+                "crown", draw.pick(self.crowns), spot, (wide, wide, tall), leaves, rotation_z(draw.angle())
+            )
+            if draw.chance(0.5):  # leaves that break the outline
+                reach = max(wide, tall) * draw.uniform(0.75, 1.0)
+                root = (spot[0], spot[1], z - 0.35 * reach)
+                turn = rotation_z(draw.angle())
+                b.part(
+                    "crown",
+                    self.spray,
+                    root,
+                    (reach, reach, reach),
+                    draw.pick([leaves, leaves, self.leaves[0]]),
+                    turn,
+                )
 
     def bush(self, scene: Scene, draw: Draw, at: Vector, size: float) -> None:
         """A bush, hedge ball or tuft of leaves."""
@@ -96,7 +122,9 @@ class Flora:
                 s = size * draw.uniform(0.6, 1.0)
                 spot = (draw.normal(0, 0.25) * size, draw.normal(0, 0.25) * size, s * 0.35)
                 leaves = draw.pick(self.leaves)
-                b.part("leaves", draw.pick(self.crowns), spot, (s, s, s * 0.9), leaves, rotation_z(draw.angle()))
+                b.part(
+                    "leaves", draw.pick(self.crowns), spot, (s, s, s * 0.9), leaves, rotation_z(draw.angle())
+                )
         else:
             leaves = draw.pick(self.tuft_leaves)
             b.part("leaves", draw.pick(self.tufts), (0, 0, 0), (size, size, size), leaves)
@@ -107,9 +135,13 @@ def rock(scene: Scene, draw: Draw, at: Vector, size: float, shape: primitives.Pr
     b = scene.add("rock", at, draw.angle(), semantic="rock", salience=0.3)
     v = draw.uniform(0.3, 0.65)
     c = jitter(draw, (v, v * 0.96, v * 0.9))
-    material = textured(draw, draw.pick(["concrete", "cloudy", "speckle"]), (c, shade(c, 0.6), shade(c, 1.2)), 1.0)
+    material = textured(
+        draw, draw.pick(["concrete", "cloudy", "speckle"]), (c, shade(c, 0.6), shade(c, 1.2)), 1.0
+    )
     flat = draw.uniform(0.5, 0.9)
-    b.part("rock", shape, (0, 0, size * flat * 0.3), (size, size * draw.uniform(0.6, 1), size * flat), material)
+    b.part(
+        "rock", shape, (0, 0, size * flat * 0.3), (size, size * draw.uniform(0.6, 1), size * flat), material
+    )
 
 
 def fence(scene: Scene, draw: Draw, start: Vector, end: Vector) -> None:
@@ -122,7 +154,9 @@ def fence(scene: Scene, draw: Draw, start: Vector, end: Vector) -> None:
     style = draw.pick(["pickets", "rails", "wall", "hedge"])
     if style == "wall":
         c = any_colour(draw, 0.3)
-        stone = textured(draw, draw.pick(["brick", "stones", "concrete"]), (c, shade(c, 0.7), (0.7, 0.7, 0.66)), 1.2)
+        stone = textured(
+            draw, draw.pick(["brick", "stones", "concrete"]), (c, shade(c, 0.7), (0.7, 0.7, 0.66)), 1.2
+        )
         b.box("wall", (length / 2, 0, h / 2), (length, 0.25, h), stone)
         return
     if style == "hedge":
@@ -161,11 +195,24 @@ def road_sign(scene: Scene, draw: Draw, at: Vector, yaw: float) -> None:
     h = draw.uniform(1.8, 2.8)
     b.rod("pole", (0, 0, 0), (0, 0, h), 0.035, metal(draw), segments=8, semantic="pole")
     colour = draw.pick([(0.75, 0.05, 0.05), (0.05, 0.2, 0.6), (0.95, 0.8, 0.1), (0.9, 0.9, 0.9)])
-    face = textured(draw, draw.pick(["label", "poster"]), (colour, (0.95, 0.95, 0.95), (0.08, 0.08, 0.1)), 1, mapping="fit")
+    face = textured(
+        draw,
+        draw.pick(["label", "poster"]),
+        (colour, (0.95, 0.95, 0.95), (0.08, 0.08, 0.1)),
+        1,
+        mapping="fit",
+    )
     if draw.chance(0.5):
         s = draw.uniform(0.5, 0.8)
         turn = rotation_z(math.pi / 2) @ rotation_x(math.pi / 2)
-        b.part("face", primitives.frustum(1.0, draw.pick([24, 8, 24])), (0.05, 0, h - s / 2), (s, s, 0.03), face, turn)
+        b.part(
+            "face",
+            primitives.frustum(1.0, draw.pick([24, 8, 24])),
+            (0.05, 0, h - s / 2),
+            (s, s, 0.03),
+            face,
+            turn,
+        )
     else:
         w, t = draw.uniform(0.5, 1.6), draw.uniform(0.4, 0.9)
         b.box("face", (0.05, 0, h - t / 2), (0.03, w, t), face)
@@ -182,7 +229,13 @@ def bin_or_box(scene: Scene, draw: Draw, at: Vector, yaw: float) -> None:
     elif kind == "box":
         b = scene.add("box", at, yaw, semantic="box", salience=0.3)
         h = draw.uniform(0.6, 1.5)
-        b.box("body", (0, 0, h / 2), (draw.uniform(0.4, 0.8), draw.uniform(0.5, 1.2), h), paint(draw), bevel=0.03)
+        b.box(
+            "body",
+            (0, 0, h / 2),
+            (draw.uniform(0.4, 0.8), draw.uniform(0.5, 1.2), h),
+            paint(draw),
+            bevel=0.03,
+        )
         b.box("front", (0, 0, h * 0.6), (0.82, 0.3, 0.3), printed(draw))
     elif kind == "bollard":
         b = scene.add("bollard", at, yaw, semantic="pole", salience=0.1)

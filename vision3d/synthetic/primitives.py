@@ -68,7 +68,9 @@ def _finish(
 @lru_cache(maxsize=1)
 def box() -> Primitive:
     """The cube [-½, ½]³ with hard edges: 12 triangles."""
-    vertices, normals, faces = [], [], []
+    vertices: list = []
+    normals: list = []
+    faces: list = []
     for axis in range(3):
         for sign in (-1.0, 1.0):
             n = np.zeros(3)
@@ -85,7 +87,8 @@ def box() -> Primitive:
 def bevelled_box() -> Primitive:
     """A cube whose edges and corners are rounded by the bevel: 44 triangles, smooth over the edges."""
     index: dict[tuple[int, tuple[int, int, int]], int] = {}
-    anchor, bulge = [], []
+    anchor: list[np.ndarray] = []
+    bulge: list[np.ndarray] = []
     signs = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
     for axis in range(3):
         for corner in signs:
@@ -100,17 +103,17 @@ def bevelled_box() -> Primitive:
         for sign in (-1, 1):
             quad = []
             for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-                corner = [0, 0, 0]
-                corner[axis], corner[a], corner[b] = sign, s, t
-                quad.append(index[axis, (corner[0], corner[1], corner[2])])
+                at = [0, 0, 0]
+                at[axis], at[a], at[b] = sign, s, t
+                quad.append(index[axis, (at[0], at[1], at[2])])
             faces += [(quad[0], quad[1], quad[2]), (quad[0], quad[2], quad[3])]
         for s in (-1, 1):  # the edge along `axis` between the faces of axes a and b
             for t in (-1, 1):
                 ends = []
                 for e in (-1, 1):
-                    corner = [0, 0, 0]
-                    corner[axis], corner[a], corner[b] = e, s, t
-                    key = (corner[0], corner[1], corner[2])
+                    at = [0, 0, 0]
+                    at[axis], at[a], at[b] = e, s, t
+                    key = (at[0], at[1], at[2])
                     ends.append((index[a, key], index[b, key]))
                 (p, q), (r, u) = ends
                 faces += [(p, q, u), (p, u, r)]
@@ -123,7 +126,12 @@ def bevelled_box() -> Primitive:
 def sphere(subdivisions: int = 2) -> Primitive:
     """The ball of diameter 1 as a subdivided icosahedron (80, 320 or 1280 triangles)."""
     golden = (1 + 5**0.5) / 2
-    points = [(-1, golden, 0), (1, golden, 0), (-1, -golden, 0), (1, -golden, 0)]
+    points: list[tuple[float, float, float]] = [
+        (-1, golden, 0),
+        (1, golden, 0),
+        (-1, -golden, 0),
+        (1, -golden, 0),
+    ]
     points = points + [(z, x, y) for x, y, z in points] + [(y, z, x) for x, y, z in points]
     vertices = [np.array(p) / np.linalg.norm(p) for p in points]
     distance = np.linalg.norm(np.array(vertices)[:, None] - np.array(vertices)[None], axis=-1)
@@ -188,11 +196,12 @@ def lathe(profile: Profile, segments: int = 16, smooth: bool = True) -> Primitiv
     around = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], 1)
     vertices = np.concatenate([p[0] * around + [0, 0, p[1]] for p, _ in rings])
     normals = np.concatenate([n[0] * around + [0, 0, n[1]] for _, n in rings])
-    i = np.arange(segments)
-    j = (i + 1) % segments
+    this = np.arange(segments)
+    after = (this + 1) % segments
     faces = []
     for low, high in strips:
-        a, b, c, d = low * segments + i, low * segments + j, high * segments + j, high * segments + i
+        a, b = low * segments + this, low * segments + after
+        c, d = high * segments + after, high * segments + this
         if rings[low][0][0] > 1e-9:
             faces.append(np.stack([a, b, c], 1))
         if rings[high][0][0] > 1e-9:
@@ -310,7 +319,9 @@ def extrusion(outline: np.ndarray, top_scale: float = 1.0, smooth: bool = False)
         start[blend] = joint[blend]
         end = np.where(np.roll(blend, -1)[:, None], np.roll(joint, -1, axis=0), normal)
     half_after = np.roll(half, -1)
-    vertices, normals, faces = [], [], []
+    vertices: list = []
+    normals: list = []
+    faces: list = []
     for i in range(count):
         base = len(vertices)
         for p, h, n in ((points[i], half[i], start[i]), (after[i], half_after[i], end[i])):
@@ -330,7 +341,7 @@ def extrusion(outline: np.ndarray, top_scale: float = 1.0, smooth: bool = False)
 
 
 def mesh(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray) -> Primitive:
-    """Any triangles with vertex normals, in metres (use it with size 1); faces are turned to their normals."""
+    """Any triangles with vertex normals, in metres (use it with size 1); faces turn to their normals."""
     return _finish(vertices, normals, faces)
 
 
@@ -393,7 +404,7 @@ def leaves(base: np.ndarray, tip: np.ndarray, across: np.ndarray) -> Primitive:
     normal = np.cross(quads[:, 2] - quads[:, 0], across)
     count = len(quads)
     start = np.arange(count)[:, None] * 4
-    faces = np.concatenate([start + [0, 1, 2], start + [0, 2, 3]])
+    faces = np.concatenate([start + np.array([0, 1, 2]), start + np.array([0, 2, 3])])
     return _finish(quads.reshape(-1, 3), np.repeat(normal, 4, axis=0), faces)
 
 
@@ -411,7 +422,9 @@ def hipped(depth: float, width: float, rise: float, top: float) -> Primitive:
     low = corners * (depth, width)
     high = np.sign(corners) * (depth / 2 - inset, width / 2 - inset)
     points = np.concatenate([np.column_stack([low, np.zeros(4)]), np.column_stack([high, np.full(4, rise)])])
-    vertices, normals, faces = [], [], []
+    vertices: list = []
+    normals: list = []
+    faces: list = []
     for face in ((0, 1, 5, 4), (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7), (4, 5, 6, 7)):
         p = points[list(face)]
         base = len(vertices)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from vision3d.synthetic import clutter, creatures, furniture, primitives, textures
+import numpy as np
+
+from vision3d.synthetic import clutter, creatures, furniture, primitives, textures, vehicles
 from vision3d.synthetic.draw import Draw
 from vision3d.synthetic.materials import (
     Material,
@@ -22,7 +24,8 @@ from vision3d.synthetic.materials import (
     wood,
     wood_colour,
 )
-from vision3d.synthetic.scene import Builder, Light, Scene, Sky, Surface, Vector
+from vision3d.synthetic.nature import lumpy
+from vision3d.synthetic.scene import Builder, Light, Scene, Sky, Surface, Vector, rotation_x, rotation_z
 
 TRIANGLES = 19000
 """Clutter stops where a scene has this many."""
@@ -124,7 +127,9 @@ class Room:
     def _openings(self) -> None:
         draw = self.draw
         doors = draw.integer(1, 2) if self.kind != "corridor" else draw.integer(3, 7)
-        windows = draw.pick([0, 1, 1, 2, 3]) if self.kind not in ("storage", "corridor") else draw.pick([0, 0, 1])
+        windows = (
+            draw.pick([0, 1, 1, 2, 3]) if self.kind not in ("storage", "corridor") else draw.pick([0, 0, 1])
+        )
         door_height = min(draw.uniform(1.95, 2.15), self.height - 0.1)
         for i in range(doors + windows):
             wall = draw.pick(self.walls)
@@ -173,11 +178,29 @@ class Room:
         if kind == "tiles":
             c, second, third = wall_colour(draw), wall_colour(draw), (0.8, 0.8, 0.78)
         shiny = draw.uniform(0.2, 0.6) if kind == "tiles" else draw.uniform(0, 0.08)
-        return textured(draw, kind, (c, second, third), draw.uniform(0.6, 2.2), shiny=shiny, swap=draw.chance(0.5) and kind == "planks")
+        return textured(
+            draw,
+            kind,
+            (c, second, third),
+            draw.uniform(0.5, 1.3) if kind == "brick" else draw.uniform(0.6, 2.2),
+            shiny=shiny,
+            swap=draw.chance(0.5) and kind == "planks",
+        )
 
     def _floor_material(self) -> Material:
         draw = self.draw
-        kinds = ["planks", "tiles", "speckle", "carpet_lines", "concrete", "checker", "cloudy", "hexagons", "plain", "stones"]
+        kinds = [
+            "planks",
+            "tiles",
+            "speckle",
+            "carpet_lines",
+            "concrete",
+            "checker",
+            "cloudy",
+            "hexagons",
+            "plain",
+            "stones",
+        ]
         weights = [5.0, 2.5, 2.5, 1.2, 1, 0.5, 0.7, 0.3, 1, 0.2]
         if self.kind in ("storage", "hall"):
             weights = [1.5, 1, 1, 0, 6, 0.3, 1, 0, 1, 0.5]
@@ -206,16 +229,31 @@ class Room:
         t = 0.2
         room.box("floor", (0, 0, -0.1), (w + 2 * t, d + 2 * t, 0.2), self._floor_material(), semantic="floor")
         c = jitter(draw, (0.9, 0.9, 0.88), 0.06) if draw.chance(0.8) else wall_colour(draw)
-        ceiling = textured(draw, draw.pick(["plain", "plaster", "tiles", "planks"], [6, 3, 1, 0.6]), (c, shade(c, 0.95), shade(c, 0.85)), draw.uniform(0.6, 2.0))
+        ceiling = textured(
+            draw,
+            draw.pick(["plain", "plaster", "tiles", "planks"], [6, 3, 1, 0.6]),
+            (c, shade(c, 0.95), shade(c, 0.85)),
+            draw.uniform(0.6, 2.0),
+        )
         if self.kind in ("storage", "hall") and draw.chance(0.5):
-            ceiling = textured(draw, draw.pick(["concrete", "planks", "corrugated"]), (shade(c, 0.5), shade(c, 0.4), c), 2.0)
+            ceiling = textured(
+                draw, draw.pick(["concrete", "planks", "corrugated"]), (shade(c, 0.5), shade(c, 0.4), c), 2.0
+            )
         room.box("ceiling", (0, 0, h + 0.1), (w + 2 * t, d + 2 * t, 0.2), ceiling, semantic="ceiling")
         if draw.chance(0.2) or self.kind in ("storage", "hall"):
-            beam = wood(draw) if draw.chance(0.6) else textured(draw, "concrete", ((0.6, 0.6, 0.58),) * 3, 1.0)
+            beam = (
+                wood(draw) if draw.chance(0.6) else textured(draw, "concrete", ((0.6, 0.6, 0.58),) * 3, 1.0)
+            )
             size = draw.uniform(0.1, 0.25)
             count = max(2, int(d / draw.uniform(0.8, 2.5)))
             for i in range(count):
-                room.box("beam", (0, -d / 2 + (i + 0.5) * d / count, h - size / 2), (w, size * 0.7, size), beam, semantic="ceiling")
+                room.box(
+                    "beam",
+                    (0, -d / 2 + (i + 0.5) * d / count, h - size / 2),
+                    (w, size * 0.7, size),
+                    beam,
+                    semantic="ceiling",
+                )
         base = self._wall_material()
         skirting = paint(draw, jitter(draw, (0.88, 0.87, 0.84))) if draw.chance(0.6) else wood(draw)
         skirt = draw.uniform(0.05, 0.14) if draw.chance(0.75) else 0.0
@@ -255,7 +293,12 @@ class Room:
             wall = draw.pick(self.walls)
             y = draw.sign() * wall.length / 2
             size = draw.uniform(0.3, 0.8)
-            b = scene.add("pillar", wall.at(size / 2, y * 0.98 - math.copysign(size / 2, y)), wall.yaw, semantic="column")
+            b = scene.add(
+                "pillar",
+                wall.at(size / 2, y * 0.98 - math.copysign(size / 2, y)),
+                wall.yaw,
+                semantic="column",
+            )
             b.box("pillar", (0, 0, h / 2), (size, size, h), base)
 
     def _door(self, b: Builder, wall: _Wall, o: _Opening, frame: Material, t: float) -> None:
@@ -263,18 +306,49 @@ class Room:
         y, half = (o.low + o.high) / 2, (o.high - o.low) / 2
         f = draw.uniform(0.05, 0.1)
         for s in (-1, 1):
-            b.box("door_frame", (0.005, y + s * (half + f / 2 - 0.02), o.top / 2), (0.05, f, o.top), frame, semantic="door")
-        b.box("door_frame", (0.005, y, o.top + f / 2 - 0.02), (0.05, 2 * half + 2 * f, f), frame, semantic="door")
+            b.box(
+                "door_frame",
+                (0.005, y + s * (half + f / 2 - 0.02), o.top / 2),
+                (0.05, f, o.top),
+                frame,
+                semantic="door",
+            )
+        b.box(
+            "door_frame",
+            (0.005, y, o.top + f / 2 - 0.02),
+            (0.05, 2 * half + 2 * f, f),
+            frame,
+            semantic="door",
+        )
         c = jitter(draw, draw.pick([(0.88, 0.87, 0.84), wood_colour(draw), any_colour(draw)]))
-        leaf = textured(draw, draw.pick(["panels", "panels", "wood", "plain"]), (c, shade(c, 0.85), c), 1.0, shiny=0.2, mapping="fit")
+        leaf = textured(
+            draw,
+            draw.pick(["panels", "panels", "wood", "plain"]),
+            (c, shade(c, 0.85), c),
+            1.0,
+            shiny=0.2,
+            mapping="fit",
+        )
         d = scene.add("door", wall.at(-0.06, o.low), wall.yaw, semantic="door", salience=0.4)
         swing = 0.0 if o.kind == "door" else draw.uniform(1.0, 1.9)
-        turn = _yaw(swing)
+        turn = rotation_z(swing)
         width = 2 * half - 0.02
         middle = turn @ (0.0, width / 2, 0.0)
-        d.box("leaf", (float(middle[0]), float(middle[1]), o.top / 2), (0.045, width, o.top - 0.01), leaf, rotation=turn)
+        d.box(
+            "leaf",
+            (float(middle[0]), float(middle[1]), o.top / 2),
+            (0.045, width, o.top - 0.01),
+            leaf,
+            rotation=turn,
+        )
         knob = turn @ (0.05, width * 0.92, 0.0)
-        d.limb("handle", (float(knob[0]), float(knob[1]), 1.02), (float(knob[0]), float(knob[1]) - 0.08, 1.02), 0.012, metal(draw))
+        d.limb(
+            "handle",
+            (float(knob[0]), float(knob[1]), 1.02),
+            (float(knob[0]), float(knob[1]) - 0.08, 1.02),
+            0.012,
+            metal(draw),
+        )
         d.keypoint("handle", (float(knob[0]), float(knob[1]), 1.02))
         if o.kind == "passage":
             self._beyond(wall, y, t)
@@ -291,7 +365,9 @@ class Room:
         for s in (-1, 1):
             b.box("wall", (x, s * (wide / 2 + 0.05), h / 2), (deep, 0.1, h), walls, semantic="wall")
         if draw.chance(0.7):
-            maker, depth, width = furniture.FURNITURE[draw.pick(["cabinet", "shelf", "table", "sofa", "chair"])]
+            maker, depth, width = furniture.FURNITURE[
+                draw.pick(["cabinet", "shelf", "table", "sofa", "chair"])
+            ]
             dd, ww = draw.uniform(*depth), draw.uniform(*width)
             if ww < wide - 0.2 and dd < deep - 0.5:
                 maker(self.scene, draw, wall.at(-t - deep + dd / 2 + 0.02, y), wall.yaw, dd, ww)
@@ -310,16 +386,30 @@ class Room:
             b.box("window_frame", (back, y, z + s * (h - f) / 2), (0.06, w, f), frame, semantic="windowpane")
         for i in range(1, draw.pick([1, 2, 2, 3]) if w > 0.7 else 1):
             count = 2 if w < 1.4 else 3
-            b.box("window_frame", (back, y - w / 2 + w * i / count, z), (0.05, f, h), frame, semantic="windowpane")
+            b.box(
+                "window_frame",
+                (back, y - w / 2 + w * i / count, z),
+                (0.05, f, h),
+                frame,
+                semantic="windowpane",
+            )
         if draw.chance(0.4):
-            b.box("window_frame", (back, y, z + h * draw.uniform(-0.1, 0.3)), (0.05, w, f * 0.8), frame, semantic="windowpane")
+            b.box(
+                "window_frame",
+                (back, y, z + h * draw.uniform(-0.1, 0.3)),
+                (0.05, w, f * 0.8),
+                frame,
+                semantic="windowpane",
+            )
         b.box("sill", (0.04, y, o.bottom - 0.015), (0.16, w + 0.1, 0.03), frame)
         day = draw.chance(0.85)
         if o.kind == "window":
             if day:
                 v = draw.uniform(0.9, 2.5)
                 tone = draw.pick([(0.85, 0.93, 1.0), (1.0, 0.98, 0.95), (0.7, 0.8, 0.7)])
-                pane = glowing(draw, tone, v, draw.pick(["plain", "cloudy", "landscape", "foliage", "facade"]))
+                pane = glowing(
+                    draw, tone, v, draw.pick(["plain", "cloudy", "landscape", "foliage", "facade"])
+                )
             else:
                 pane = textured(draw, "plain", ((0.03, 0.035, 0.05),) * 3, 1, shiny=0.9)
             b.box("pane", (back - 0.02, y, z), (0.01, w, h), pane, semantic="windowpane")
@@ -336,26 +426,57 @@ class Room:
                 for i in range(folds):
                     yy = at - wide / 2 + (i + 0.5) * wide / folds
                     tall = o.top + 0.12 - low
-                    b.part("curtain", primitives.superellipsoid(0.2, 1.0, 8, 4), (0.09, yy, low + tall / 2), (wave * 1.6, wide / folds * 1.35, tall), cloth, semantic="curtain")
-            b.rod("rail", (0.09, o.low - 0.2, o.top + 0.13), (0.09, o.high + 0.2, o.top + 0.13), 0.012, metal(draw), segments=6, semantic="curtain")
+                    b.part(
+                        "curtain",
+                        primitives.superellipsoid(0.2, 1.0, 8, 4),
+                        (0.09, yy, low + tall / 2),
+                        (wave * 1.6, wide / folds * 1.35, tall),
+                        cloth,
+                        semantic="curtain",
+                    )
+            b.rod(
+                "rail",
+                (0.09, o.low - 0.2, o.top + 0.13),
+                (0.09, o.high + 0.2, o.top + 0.13),
+                0.012,
+                metal(draw),
+                segments=6,
+                semantic="curtain",
+            )
         elif draw.chance(0.2):
             drop = h * draw.uniform(0.2, 1.0)
             slats = max(3, int(drop / 0.06))
             blind = paint(draw, jitter(draw, (0.85, 0.84, 0.8)))
             for i in range(slats):
-                b.box("blind", (-0.02, y, o.top - (i + 0.5) * drop / slats), (0.03, w * 0.98, 0.035), blind, semantic="blind")
+                b.box(
+                    "blind",
+                    (-0.02, y, o.top - (i + 0.5) * drop / slats),
+                    (0.03, w * 0.98, 0.035),
+                    blind,
+                    semantic="blind",
+                )
         if day:
             v = draw.uniform(0.6, 2.4) * min(1.5, w * h)
             tone = draw.pick([(0.9, 0.96, 1.0), (1.0, 0.97, 0.9)])
-            self.scene.lights.append(Light(wall.at(0.15, y, z + h * 0.2), (v * tone[0], v * tone[1], v * tone[2]), min(w, h) * 0.4))
+            self.scene.lights.append(
+                Light(wall.at(0.15, y, z + h * 0.2), (v * tone[0], v * tone[1], v * tone[2]), min(w, h) * 0.4)
+            )
         if draw.chance(0.5):
-            self.scene.surfaces.append(Surface(wall.at(0.03, y, o.bottom), wall.yaw, (0.05, w * 0.8), "shelf"))
+            self.scene.surfaces.append(
+                Surface(wall.at(0.03, y, o.bottom), wall.yaw, (0.05, w * 0.8), "shelf")
+            )
 
     def _outside(self, wall: _Wall, y: float) -> None:
         draw = self.draw
         b = self.scene.add("garden", wall.at(-0.4, y), wall.yaw)
         c = jitter(draw, (0.35, 0.42, 0.2))
-        b.box("ground", (-15, 0, -0.6), (30, 40, 0.2), textured(draw, "grass", (c, shade(c, 0.7), c), 2.0), semantic="grass")
+        b.box(
+            "ground",
+            (-15, 0, -0.6),
+            (30, 40, 0.2),
+            textured(draw, "grass", (c, shade(c, 0.7), c), 2.0),
+            semantic="grass",
+        )
         for _ in range(draw.integer(1, 4)):
             x, yy = -draw.uniform(4, 18), draw.uniform(-10, 10)
             s = draw.uniform(2, 5)
@@ -363,12 +484,20 @@ class Room:
             b.ball("tree", (x, yy, s * 0.6), (s, s, s * 1.3), leaf, semantic="tree")
         if draw.chance(0.6):
             front = textured(draw, "facade", (wall_colour(draw), (0.2, 0.25, 0.3), (0.9, 0.9, 0.88)), 6.0)
-            b.box("house", (-draw.uniform(16, 25), draw.uniform(-6, 6), 4), (6, draw.uniform(8, 16), draw.uniform(6, 12)), front, semantic="building")
+            b.box(
+                "house",
+                (-draw.uniform(16, 25), draw.uniform(-6, 6), 4),
+                (6, draw.uniform(8, 16), draw.uniform(6, 12)),
+                front,
+                semantic="building",
+            )
 
     def _free(self, x0: float, y0: float, x1: float, y1: float) -> bool:
         return not any(x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in self.taken)
 
-    def _footprint(self, at: Vector, yaw: float, depth: float, width: float) -> tuple[float, float, float, float]:
+    def _footprint(
+        self, at: Vector, yaw: float, depth: float, width: float
+    ) -> tuple[float, float, float, float]:
         c, s = abs(math.cos(yaw)), abs(math.sin(yaw))
         hx, hy = (c * depth + s * width) / 2, (s * depth + c * width) / 2
         return (at[0] - hx, at[1] - hy, at[0] + hx, at[1] + hy)
@@ -398,7 +527,9 @@ class Room:
         maker, depth_range, width_range = furniture.FURNITURE[kind]
         for _ in range(6):
             depth, width = draw.uniform(*depth_range), draw.uniform(*width_range)
-            yaw = draw.integer(0, 3) * math.pi / 2 + (draw.normal(0, 0.08) if draw.chance(0.7) else draw.angle())
+            yaw = draw.integer(0, 3) * math.pi / 2 + (
+                draw.normal(0, 0.08) if draw.chance(0.7) else draw.angle()
+            )
             x = draw.uniform(-1, 1) * max(0.0, self.width / 2 - margin - depth / 2)
             y = draw.uniform(-1, 1) * max(0.0, self.depth / 2 - margin - width / 2)
             box = self._footprint((x, y, 0.0), yaw, depth, width)
@@ -408,10 +539,17 @@ class Room:
                 return (x, y, 0.0), yaw, depth, width
         return None
 
-    def chairs_around(self, at: Vector, yaw: float, depth: float, width: float, count: int, kind: str = "chair") -> None:
+    def chairs_around(
+        self, at: Vector, yaw: float, depth: float, width: float, count: int, kind: str = "chair"
+    ) -> None:
         """Chairs at the sides of a table, facing it."""
         draw = self.draw
-        sides = [(depth / 2, 0.0, 0.0), (-depth / 2, 0.0, math.pi), (0.0, width / 2, math.pi / 2), (0.0, -width / 2, -math.pi / 2)]
+        sides = [
+            (depth / 2, 0.0, 0.0),
+            (-depth / 2, 0.0, math.pi),
+            (0.0, width / 2, math.pi / 2),
+            (0.0, -width / 2, -math.pi / 2),
+        ]
         spots: list[tuple[float, float, float]] = []
         for dx, dy, turn in sides:
             long = width if dx else depth
@@ -428,14 +566,31 @@ class Room:
             spot = (at[0] + c * x - s * y, at[1] + s * x + c * y, 0.0)
             if abs(spot[0]) > self.width / 2 - 0.3 or abs(spot[1]) > self.depth / 2 - 0.3:
                 continue
-            maker(self.scene, draw, spot, yaw + turn + draw.normal(0, 0.25), draw.uniform(0.42, 0.52), draw.uniform(0.42, 0.52))
+            maker(
+                self.scene,
+                draw,
+                spot,
+                yaw + turn + draw.normal(0, 0.25),
+                draw.uniform(0.42, 0.52),
+                draw.uniform(0.42, 0.52),
+            )
             self.taken.append((spot[0] - 0.25, spot[1] - 0.25, spot[0] + 0.25, spot[1] + 0.25))
 
     def rug(self) -> None:
         """A carpet on the floor."""
         draw = self.draw
-        b = self.scene.add("rug", (draw.normal(0, 0.3), draw.normal(0, 0.3), 0.0), draw.normal(0, 0.1), semantic="rug", salience=0.2)
-        size = (min(self.width * 0.7, draw.uniform(1.2, 2.6)), min(self.depth * 0.7, draw.uniform(1.5, 3.4)), 0.012)
+        b = self.scene.add(
+            "rug",
+            (draw.normal(0, 0.3), draw.normal(0, 0.3), 0.0),
+            draw.normal(0, 0.1),
+            semantic="rug",
+            salience=0.2,
+        )
+        size = (
+            min(self.width * 0.7, draw.uniform(1.2, 2.6)),
+            min(self.depth * 0.7, draw.uniform(1.5, 3.4)),
+            0.012,
+        )
         material = fabric(draw) if draw.chance(0.5) else printed(draw, "poster")
         if draw.chance(0.25):
             b.cylinder("rug", (0, 0, 0), size[0] / 2, 0.012, material, segments=28)
@@ -463,15 +618,17 @@ class Room:
                 continue
             at = wall.at(depth / 2 + 0.01, (low + high) / 2)
             self.taken.append(self._footprint(at, wall.yaw, depth, high - low))
-            furniture.counter(self.scene, draw, at, wall.yaw, depth, high - low, style, wall_units=not windows)
+            furniture.counter(
+                self.scene, draw, at, wall.yaw, depth, high - low, style, wall_units=not windows
+            )
         if draw.chance(0.7):
             self.along_wall("fridge")
         if min(self.width, self.depth) > 2.7 and draw.chance(0.8):
             placed = self.in_the_middle("table", 1.0)
             if placed:
                 self.chairs_around(*placed, draw.integer(1, 5))
-        if draw.chance(0.3):
-            self.along_wall("shelf")
+        for _ in range(draw.integer(0, 3)):
+            self.along_wall(draw.pick(["shelf", "cabinet", "stool", "chair"]))
 
     def _office(self) -> None:
         draw = self.draw
@@ -495,7 +652,7 @@ class Room:
                 spot = (at[0] + reach * math.cos(yaw), at[1] + reach * math.sin(yaw), 0.0)
                 furniture.chair(self.scene, draw, spot, yaw + math.pi + draw.normal(0, 0.4), 0.5, 0.5)
                 self.taken.append((spot[0] - 0.3, spot[1] - 0.3, spot[0] + 0.3, spot[1] + 0.3))
-        for _ in range(draw.integer(1, 4)):
+        for _ in range(draw.integer(2, 6)):
             self.along_wall(draw.pick(["shelf", "shelf", "cabinet", "cabinet", "machine"]))
         if draw.chance(0.3):
             placed = self.in_the_middle("table", 0.8)
@@ -517,7 +674,7 @@ class Room:
             placed = self.in_the_middle("table", 0.8)
             if placed:
                 self.chairs_around(*placed, draw.integer(2, 6))
-        for _ in range(draw.integer(1, 4)):
+        for _ in range(draw.integer(2, 6)):
             self.along_wall(draw.pick(["shelf", "cabinet", "cabinet", "floor_lamp", "sofa"]))
 
     def _bedroom(self) -> None:
@@ -525,7 +682,7 @@ class Room:
         self.along_wall("bed", tries=20)
         if draw.chance(0.4):
             self.rug()
-        for _ in range(draw.integer(1, 4)):
+        for _ in range(draw.integer(2, 5)):
             self.along_wall(draw.pick(["cabinet", "cabinet", "shelf", "desk", "floor_lamp", "armchair"]))
         if draw.chance(0.5):
             self.in_the_middle("chair")
@@ -552,14 +709,14 @@ class Room:
                     clutter.cardboard(self.scene, draw, (x, y, k * size * 0.9), draw.angle(), size * 0.9)
 
     def _vehicle(self) -> None:
-        from vision3d.synthetic import vehicles
-
         draw = self.draw
         for _ in range(5):
             x, y = draw.uniform(-0.35, 0.35) * self.width, draw.uniform(-0.35, 0.35) * self.depth
             if self._free(x - 1.1, y - 1.1, x + 1.1, y + 1.1):
                 self.taken.append((x - 1.1, y - 1.1, x + 1.1, y + 1.1))
-                draw.pick([vehicles.motorcycle, vehicles.motorcycle, vehicles.bicycle])(self.scene, draw, (x, y, 0.0), draw.angle())
+                draw.pick([vehicles.motorcycle, vehicles.motorcycle, vehicles.bicycle])(
+                    self.scene, draw, (x, y, 0.0), draw.angle()
+                )
                 return
 
     def _corridor(self) -> None:
@@ -568,7 +725,12 @@ class Room:
             for _ in range(draw.integer(0, 4)):
                 self.along_wall(draw.pick(["cabinet", "shelf", "chair", "radiator"]))
         for _ in range(draw.integer(0, 2)):
-            creatures.person(self.scene, draw, (draw.normal(0, 0.2) * self.width, draw.uniform(-0.4, 0.4) * self.depth, 0.0), draw.angle())
+            creatures.person(
+                self.scene,
+                draw,
+                (draw.normal(0, 0.2) * self.width, draw.uniform(-0.4, 0.4) * self.depth, 0.0),
+                draw.angle(),
+            )
 
     def _hall(self) -> None:
         draw = self.draw
@@ -576,17 +738,24 @@ class Room:
             x, y = draw.uniform(-0.35, 0.35) * self.width, draw.uniform(-0.35, 0.35) * self.depth
             b = self.scene.add("column", (x, y, 0.0), semantic="column")
             r = draw.uniform(0.15, 0.4)
-            material = textured(draw, draw.pick(["concrete", "plaster", "marble"]), ((0.7, 0.69, 0.66), (0.6, 0.6, 0.58), (0.5, 0.5, 0.5)), 1.5)
+            material = textured(
+                draw,
+                draw.pick(["concrete", "plaster", "marble"]),
+                ((0.7, 0.69, 0.66), (0.6, 0.6, 0.58), (0.5, 0.5, 0.5)),
+                1.5,
+            )
             if draw.chance(0.5):
                 b.cylinder("column", (0, 0, 0), r, self.height, material, segments=20)
             else:
                 b.box("column", (0, 0, self.height / 2), (2 * r, 2 * r, self.height), material)
             self.taken.append((x - r, y - r, x + r, y + r))
-        for _ in range(draw.integer(2, 5)):
-            placed = self.in_the_middle(draw.pick(["table", "desk", "sofa", "machine", "coffee_table"]), 0.8)
+        for _ in range(draw.integer(3, 8)):
+            placed = self.in_the_middle(
+                draw.pick(["table", "desk", "sofa", "machine", "coffee_table", "shelf"]), 0.8
+            )
             if placed and draw.chance(0.6):
                 self.chairs_around(*placed, draw.integer(1, 4))
-        for _ in range(draw.integer(1, 4)):
+        for _ in range(draw.integer(3, 8)):
             self.along_wall(draw.pick(["shelf", "cabinet", "machine", "counter"]))
         if draw.chance(0.3):
             self._vehicle()
@@ -600,36 +769,72 @@ class Room:
             word = draw.pick(["box", "ball", "cylinder", "cone", "ring", "block", "capsule", "lump"])
             at = (draw.uniform(-0.45, 0.45) * self.width, draw.uniform(-0.45, 0.45) * self.depth, 0.0)
             c = any_colour(draw)
-            material = textured(draw, draw.pick(kinds), (c, any_colour(draw), any_colour(draw)), draw.uniform(0.2, 1.5), shiny=draw.uniform(0, 1) ** 2)
+            material = textured(
+                draw,
+                draw.pick(kinds),
+                (c, any_colour(draw), any_colour(draw)),
+                draw.uniform(0.2, 1.5),
+                shiny=draw.uniform(0, 1) ** 2,
+            )
             floating = draw.chance(0.3)
             z = draw.uniform(0, self.height) if floating else s * 0.4
-            turn = _any_rotation(draw) if floating or draw.chance(0.4) else _yaw(draw.angle())
+            turn = _any_rotation(draw) if floating or draw.chance(0.4) else rotation_z(draw.angle())
             b = self.scene.add(word, at, phrase=f"a {word}", salience=0.7)
             size = (s * draw.uniform(0.4, 1.2), s * draw.uniform(0.4, 1.2), s * draw.uniform(0.4, 1.2))
             spot = (0.0, 0.0, z)
             if word == "box":
                 b.box("box", spot, size, material, rotation=turn, bevel=draw.pick([0.0, 0.05 * s]))
             elif word == "ball":
-                b.ball("ball", spot, size if draw.chance(0.5) else (s, s, s), material, detail=3, rotation=turn)
+                b.ball(
+                    "ball", spot, size if draw.chance(0.5) else (s, s, s), material, detail=3, rotation=turn
+                )
             elif word in ("cylinder", "cone"):
-                b.part(word, primitives.frustum(draw.pick([1.0, 0.5]) if word == "cylinder" else 0.0, 24), spot, size, material, turn)
+                b.part(
+                    word,
+                    primitives.frustum(draw.pick([1.0, 0.5]) if word == "cylinder" else 0.0, 24),
+                    spot,
+                    size,
+                    material,
+                    turn,
+                )
             elif word == "ring":
                 b.part("ring", primitives.torus(draw.pick([0.1, 0.2, 0.3])), spot, (s, s, s), material, turn)
             elif word == "block":
-                b.part("block", primitives.superellipsoid(draw.pick([0.3, 0.6, 1.0, 1.6]), draw.pick([0.3, 0.6, 1.0, 1.6])), spot, size, material, turn)
+                b.part(
+                    "block",
+                    primitives.superellipsoid(
+                        draw.pick([0.3, 0.6, 1.0, 1.6]), draw.pick([0.3, 0.6, 1.0, 1.6])
+                    ),
+                    spot,
+                    size,
+                    material,
+                    turn,
+                )
             elif word == "capsule":
                 b.part("capsule", primitives.capsule(), spot, (0.0, 0.0, s * 0.7), material, turn, 0.2 * s)
             else:
-                from vision3d.synthetic.nature import lumpy
-
                 b.part("lump", lumpy(draw, 0.15, 3.0, 3), spot, size, material, turn)
 
     def _on_the_walls(self) -> None:
         draw, scene = self.draw, self.scene
         for wall in self.walls:
             done: list[tuple[float, float]] = [(o.low - 0.1, o.high + 0.1) for o in wall.openings]
-            for _ in range(draw.integer(0, 2 + int(wall.length / 1.5))):
-                kind = draw.pick(["picture", "poster", "poster", "notes", "board", "clock", "switch", "shelf", "pipe", "cupboard"], [3, 3, 2, 1.5, 1, 0.7, 1, 1.2, 0.5 + 2 * (self.kind == "storage"), 0.5])
+            for _ in range(draw.integer(1, 3 + int(wall.length / 1.3))):
+                kind = draw.pick(
+                    [
+                        "picture",
+                        "poster",
+                        "poster",
+                        "notes",
+                        "board",
+                        "clock",
+                        "switch",
+                        "shelf",
+                        "pipe",
+                        "cupboard",
+                    ],
+                    [3, 3, 2, 1.5, 1, 0.7, 1, 1.2, 0.5 + 2 * (self.kind == "storage"), 0.5],
+                )
                 w, h = draw.uniform(0.25, 1.0), draw.uniform(0.25, 0.9)
                 y = draw.uniform(-0.5, 0.5) * (wall.length - w - 0.1)
                 if any(y - w / 2 < b and a < y + w / 2 for a, b in done):
@@ -640,24 +845,53 @@ class Room:
                 if kind == "picture":
                     b = scene.add("picture", at, wall.yaw, semantic="painting", salience=0.3)
                     f = draw.uniform(0.02, 0.06)
-                    b.box("frame", (0.015, 0, z), (0.03, w, h), wood(draw) if draw.chance(0.6) else paint(draw))
-                    b.box("picture", (0.0165, 0, z), (0.032, w - 2 * f, h - 2 * f), printed(draw, draw.pick(["landscape", "poster"])))
+                    b.box(
+                        "frame", (0.015, 0, z), (0.03, w, h), wood(draw) if draw.chance(0.6) else paint(draw)
+                    )
+                    b.box(
+                        "picture",
+                        (0.0165, 0, z),
+                        (0.032, w - 2 * f, h - 2 * f),
+                        printed(draw, draw.pick(["landscape", "poster"])),
+                    )
                 elif kind == "poster":
                     b = scene.add("poster", at, wall.yaw, semantic="poster", salience=0.2)
-                    b.box("sheet", (0.004, 0, z), (0.008, w, h * 1.3), printed(draw, draw.pick(["poster", "page", "landscape"])))
+                    b.box(
+                        "sheet",
+                        (0.004, 0, z),
+                        (0.008, w, h * 1.3),
+                        printed(draw, draw.pick(["poster", "page", "landscape"])),
+                    )
                 elif kind == "notes":
                     b = scene.add("notes", at, wall.yaw, semantic="poster", salience=0.1)
                     for _k in range(draw.integer(2, 6)):
-                        b.box("sheet", (0.004, draw.uniform(-0.5, 0.5) * w, z + draw.normal(0, 0.2)), (0.008 + 0.001 * _k, 0.2, 0.29), printed(draw, "page"))
+                        b.box(
+                            "sheet",
+                            (0.004, draw.uniform(-0.5, 0.5) * w, z + draw.normal(0, 0.2)),
+                            (0.008 + 0.001 * _k, 0.2, 0.29),
+                            printed(draw, "page"),
+                        )
                 elif kind == "board":
                     b = scene.add("board", at, wall.yaw, semantic="bulletin_board", salience=0.3)
                     c = draw.pick([(0.93, 0.93, 0.93), (0.1, 0.25, 0.15), (0.6, 0.45, 0.3)])
                     b.box("frame", (0.012, 0, z), (0.024, w * 1.5, h), metal(draw))
-                    b.box("board", (0.014, 0, z), (0.026, w * 1.5 - 0.06, h - 0.06), textured(draw, "cloudy", (c, shade(c, 0.95), c), 1, shiny=0.1))
+                    b.box(
+                        "board",
+                        (0.014, 0, z),
+                        (0.026, w * 1.5 - 0.06, h - 0.06),
+                        textured(draw, "cloudy", (c, shade(c, 0.95), c), 1, shiny=0.1),
+                    )
                 elif kind == "clock":
                     b = scene.add("clock", at, wall.yaw, semantic="clock", salience=0.2)
                     b.rod("clock", (0, 0, z), (0.05, 0, z), 0.15, paint(draw), segments=20)
-                    b.rod("face", (0.045, 0, z), (0.053, 0, z), 0.13, paint(draw, (0.95, 0.95, 0.93)), segments=20)
+                    b.rod(
+                        "face",
+                        (0.045, 0, z),
+                        (0.053, 0, z),
+                        0.13,
+                        paint(draw, (0.95, 0.95, 0.93)),
+                        segments=20,
+                    )
                 elif kind == "switch":
                     b = scene.add("switch", at, wall.yaw)
                     b.box("switch", (0.008, 0, 1.1), (0.016, 0.08, 0.08), paint(draw, (0.92, 0.92, 0.9)))
@@ -674,10 +908,23 @@ class Room:
                         b.rod("pipe", (x, 0, 0), (x, 0, self.height), r, metal(draw), segments=10)
                     else:
                         zz = draw.uniform(0.2, self.height - 0.2)
-                        b.rod("pipe", (x, -wall.length * 0.4, zz), (x, wall.length * 0.4, zz), r, metal(draw), segments=10)
+                        b.rod(
+                            "pipe",
+                            (x, -wall.length * 0.4, zz),
+                            (x, wall.length * 0.4, zz),
+                            r,
+                            metal(draw),
+                            segments=10,
+                        )
                 else:
                     b = scene.add("wall cabinet", at, wall.yaw, semantic="cabinet", salience=0.4)
-                    b.box("body", (0.15, 0, z + 0.1), (0.3, w, h), wood(draw) if draw.chance(0.5) else paint(draw), bevel=0.005)
+                    b.box(
+                        "body",
+                        (0.15, 0, z + 0.1),
+                        (0.3, w, h),
+                        wood(draw) if draw.chance(0.5) else paint(draw),
+                        bevel=0.005,
+                    )
             for o in wall.openings:
                 if o.kind in ("window", "gap") and o.bottom > 0.75 and draw.chance(0.35):
                     y = (o.low + o.high) / 2
@@ -692,12 +939,16 @@ class Room:
             if not self.room_left:
                 break
             area = surface.size[0] * surface.size[1]
-            density = draw.uniform(0.3, 1.0)
-            count = int(density * {"desk": 9, "kitchen": 7, "table": 6, "shelf": 6, "floor": 3}.get(surface.kind, 4) * max(0.3, math.sqrt(area)))
+            density = draw.uniform(0.35, 1.0) if draw.chance(0.9) else 0.0
+            count = int(
+                density
+                * {"desk": 13, "kitchen": 12, "table": 11, "shelf": 8, "floor": 3}.get(surface.kind, 5)
+                * max(0.3, math.sqrt(area))
+            )
             if surface.kind == "desk" and draw.chance(0.8):
                 self._desk_set(surface)
             clutter.scatter(scene, draw, surface, count)
-        floor = 0 if self.kind in ("bathroom",) else draw.integer(0, 4)
+        floor = 0 if self.kind in ("bathroom",) else draw.integer(0, 6)
         for _ in range(floor):
             if not self.room_left:
                 break
@@ -725,7 +976,12 @@ class Room:
         count = draw.pick([1, 1, 2])
         for i in range(count):
             shift = (i - (count - 1) / 2) * 0.62
-            clutter.monitor(self.scene, draw, at(-surface.size[0] * 0.3, v + shift), surface.yaw - shift * 0.3 + draw.normal(0, 0.08))
+            clutter.monitor(
+                self.scene,
+                draw,
+                at(-surface.size[0] * 0.3, v + shift),
+                surface.yaw - shift * 0.3 + draw.normal(0, 0.08),
+            )
         clutter.keyboard(self.scene, draw, at(surface.size[0] * 0.25, v), surface.yaw + draw.normal(0, 0.08))
 
     def _lamps(self) -> None:
@@ -762,27 +1018,31 @@ class Room:
             else:
                 b.cylinder("spot", (0, 0, h - 0.06), 0.14, 0.06, glow, segments=16)
             if on:
-                scene.lights.append(Light((x, y, h - drop - 0.12), tuple(power * c for c in tone), draw.uniform(0.04, 0.3)))  # type: ignore[arg-type]
+                scene.lights.append(
+                    Light(
+                        (x, y, h - drop - 0.12),
+                        (power * tone[0], power * tone[1], power * tone[2]),
+                        draw.uniform(0.04, 0.3),
+                    )
+                )  # type: ignore[arg-type]
         if len(scene.lights) > 3:
             scene.lights.sort(key=lambda light: -sum(light.colour))
             del scene.lights[3:]
-        level = draw.uniform(0.15, 0.5) * sum(sum(light.colour) for light in scene.lights) / (3 + 0.5 * self.width * self.depth / 6)
-        base = sum((light.colour[0] for light in scene.lights)) or 1.0
+        level = (
+            draw.uniform(0.15, 0.5)
+            * sum(sum(light.colour) for light in scene.lights)
+            / (3 + 0.5 * self.width * self.depth / 6)
+        )
+        base = sum(light.colour[0] for light in scene.lights) or 1.0
         mean = tuple(sum(light.colour[k] for light in scene.lights) / base for k in range(3))
         scene.ambient = (level, level * (0.5 + 0.5 * mean[1]), level * (0.5 + 0.5 * mean[2]))
         v = draw.uniform(0.8, 2.5) * max(level, 0.15) * 3
-        scene.sky = Sky(brightness=v, clouds=draw.uniform(0, 1), cloud_texture=textures.choose(draw, "cloudy"))
+        scene.sky = Sky(
+            brightness=v, clouds=draw.uniform(0, 1), cloud_texture=textures.choose(draw, "cloudy")
+        )
 
 
-def _yaw(angle: float):  # type: ignore[no-untyped-def]
-    from vision3d.synthetic.scene import rotation_z
-
-    return rotation_z(angle)
-
-
-def _any_rotation(draw: Draw):  # type: ignore[no-untyped-def]
-    from vision3d.synthetic.scene import rotation_x, rotation_z
-
+def _any_rotation(draw: Draw) -> np.ndarray:
     return rotation_z(draw.angle()) @ rotation_x(draw.angle()) @ rotation_z(draw.angle())
 
 

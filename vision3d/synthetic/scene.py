@@ -123,6 +123,7 @@ class Scene:
         self.ceiling = math.inf
         self.centre_of_interest: Vector = (0.0, 0.0, 1.0)
         self.ambient: Vector = (0.3, 0.3, 0.3)  # radiance of a white surface in indirect light only
+        self.haze = math.inf  # metres after which air hides 63 % of what is behind it
         self.names: list[tuple[int, str]] = []  # (object, part name) of part id - 1
         self._material_index: dict[int, int] = {}
         self._primitives: list[Primitive] = []

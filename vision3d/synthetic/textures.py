@@ -27,7 +27,7 @@ _ZERO = np.zeros((SIZE, SIZE), np.float32)
 
 
 def noise(draw: Draw, exponent: float = 1.5, aspect: float = 1.0, lowest: float = 1.0) -> np.ndarray:
-    """Tileable noise in [0, 1] with an even histogram; spectrum f^-exponent, aspect > 1 stretches it along x."""
+    """Tileable noise in [0, 1], even histogram; spectrum f^-exponent, aspect > 1 stretches it along x."""
     white = draw.generator.standard_normal((SIZE, SIZE), dtype=np.float32)
     frequency_y = np.fft.fftfreq(SIZE)[:, None] * SIZE
     frequency_x = np.fft.rfftfreq(SIZE)[None, :] * SIZE
@@ -56,7 +56,7 @@ def _grain(draw: Draw, strength: float, exponent: float = 0.6) -> np.ndarray:
 
 
 def _cells(draw: Draw, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tileable Voronoi cells: distance to the nearest seed, gap to the second, and the cell's own random number."""
+    """Tileable Voronoi cells: distance to the nearest seed, gap to the second, the cell's own number."""
     points = draw.generator.random((count, 2), dtype=np.float32)
     shifts = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], np.float32)
     tiled = (points[None] + shifts[:, None]).reshape(-1, 2)
@@ -387,8 +387,8 @@ def _landscape(draw: Draw) -> Masks:
     first, second = _canvas(), _canvas()
     horizon = draw.uniform(0.3, 0.7)
     ridge = horizon + 0.15 * (noise(draw, 2.2)[0] - 0.5)
-    first += (_Y > ridge[None]).astype(np.float32) * (0.5 + 0.5 * noise(draw, 1.5))
-    second += (_Y > ridge[None] + draw.uniform(0.05, 0.3)) * noise(draw, 1.2) * draw.uniform(0.2, 1)
+    first += (ridge[None] < _Y).astype(np.float32) * (0.5 + 0.5 * noise(draw, 1.5))
+    second += (ridge[None] + draw.uniform(0.05, 0.3) < _Y) * noise(draw, 1.2) * draw.uniform(0.2, 1)
     for _ in range(draw.integer(0, 4)):
         centre = (draw.integer(0, SIZE), int((horizon + draw.uniform(-0.2, 0.3)) * SIZE))
         cv2.ellipse(
@@ -533,6 +533,11 @@ COUNT = len(_OWNER)
 def choose(draw: Draw, kind: str) -> int:
     """The number of one texture of a kind."""
     return _FIRST[kind] + draw.integer(0, _MAKERS[kind][1] - 1)
+
+
+def first(kind: str) -> int:
+    """The number of a kind's first texture."""
+    return _FIRST[kind]
 
 
 @lru_cache(maxsize=1)

@@ -76,17 +76,28 @@ def car(scene: Scene, draw: Draw, at: Vector, yaw: float) -> None:
     roof_front = cowl - (roof - belt) * draw.uniform(0.7, 1.3)
     roof_back = tail + (roof - belt) * {"saloon": 0.9, "hatch": 0.6, "estate": 0.2, "van": 0.06}[style]
     b = scene.add(
-        "van" if style == "van" else "car", at, yaw, semantic="van" if style == "van" else "car",
-        phrase=f"a {word} {'van' if style == 'van' else 'car'}", salience=1.6,
-    )  # fmt: skip
+        "van" if style == "van" else "car",
+        at,
+        yaw,
+        semantic="van" if style == "van" else "car",
+        phrase=f"a {word} {'van' if style == 'van' else 'car'}",
+        salience=1.6,
+    )
     nose = hood - draw.uniform(0.02, 0.18)
     lower = np.array(
         [
-            (-half + 0.06, floor_z), (half - 0.08, floor_z), (half, floor_z + 0.15), (half - 0.02, nose - 0.08),
-            (half - 0.14, nose), (cowl, hood + 0.02), (tail + 0.02, belt), (-half + 0.05, belt - 0.03), (-half, belt - 0.15),
+            (-half + 0.06, floor_z),
+            (half - 0.08, floor_z),
+            (half, floor_z + 0.15),
+            (half - 0.02, nose - 0.08),
+            (half - 0.14, nose),
+            (cowl, hood + 0.02),
+            (tail + 0.02, belt),
+            (-half + 0.05, belt - 0.03),
+            (-half, belt - 0.15),
             (-half, floor_z + 0.12),
         ]
-    )  # fmt: skip
+    )
     b.part("body", primitives.extrusion(lower, 0.94, smooth=True), (0, 0, 0), (1, width, 1), body)
     cabin = np.array(
         [
@@ -354,8 +365,8 @@ def bicycle(scene: Scene, draw: Draw, at: Vector, yaw: float, motor: bool = Fals
             b.rod("shock", (-reach, s * 0.12, r), (-0.5, s * 0.12, 2 * r + 0.05), 0.03, steel, segments=8)
         b.ball("headlight", (reach - 0.05, 0, 2 * r + 0.2), (0.16, 0.18, 0.18), metal(draw))
         for name, x in (("front", reach), ("rear", -reach)):
-            a = np.linspace(0.2, 2.4, 9) + (0.2 if name == "rear" else -0.1)
-            arc = np.stack([x + 1.12 * r * np.cos(a), 0 * a, r + 1.12 * r * np.sin(a)], 1)
+            turn = np.linspace(0.2, 2.4, 9) + (0.2 if name == "rear" else -0.1)
+            arc = np.stack([x + 1.12 * r * np.cos(turn), 0 * turn, r + 1.12 * r * np.sin(turn)], 1)
             b.part(f"{name}_mudguard", primitives.tube(arc, 0.06), (0, 0, 0), (1, 1, 1), frame)
     else:
         b.part("saddle", primitives.superellipsoid(0.8, 0.8), seat, (0.26, 0.15, 0.07), leather(draw))

@@ -26,7 +26,8 @@ def export_component(module: nn.Module, folder: Path, dtype: torch.dtype = torch
 
     The values are rounded to ``dtype``. Raises WeightsError when one of them is not finite in it.
     """
-    rounded = copy.deepcopy(module).to("cpu", dtype)
+    # The base method: diffusers' own warns about casting, which is what is meant here.
+    rounded = nn.Module.to(copy.deepcopy(module), "cpu", dtype)
     for name, value in rounded.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(

@@ -25,11 +25,11 @@ HELD_OUT_SEED = 900_000_000
 
 
 class SampleSource(Protocol):
-    """Rendered samples by index: a ``ShardCache``, or :class:`RenderedWorld`."""
+    """``Sample``-like objects by index: a ``ShardCache``, or :class:`RenderedWorld`."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,31 @@ def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> Sample
         )
     from vision3d.synthetic import ShardCache
 
-    source = ShardCache(data)
+    source: SampleSource = ShardCache(data)
     if len(source) == 0:
         raise InputError(f"the cache {data} holds no samples", "render some first")
     return source
 
 
 def describe_source(source: SampleSource) -> dict[str, Any]:
-    """What a source holds, as JSON without paths."""
+    """What a source holds, as JSON without paths: runs of seeds as [first, last + 1], and the size."""
     describe = getattr(source, "describe", None)
     if describe is not None:
         return dict(describe())
-    return {"source": type(source).__name__, "samples": len(source)}
+    seeds = np.asarray(source.seeds())  # type: ignore[attr-defined]
+    breaks = np.flatnonzero(np.diff(seeds) != 1) + 1
+    runs = [[int(run[0]), int(run[-1]) + 1] for run in np.split(seeds, breaks)]
+    size = list(source.size)  # type: ignore[attr-defined]
+    return {"source": "rendered cache", "samples": len(source), "seeds": runs, "size": size}
+
+
+def captions_of(source: SampleSource, limit: int = 4096) -> list[str]:
+    """Captions spread evenly over a source; far fewer where each one costs a rendering."""
+    if isinstance(source, RenderedWorld):
+        limit = min(limit, 256)
+    positions = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
+    caption = getattr(source, "caption", None) or (lambda position: source[position].caption)
+    return [caption(int(position)) for position in positions]
 
 
 @dataclass
@@ -152,7 +165,7 @@ class WorldBatches:
 
 
 def augmented_crop(
-    sample: Sample,
+    sample: Any,  # a Sample, or what else has the attributes that `fields` name
     size: int,
     rng: np.random.Generator,
     fields: Sequence[str],
@@ -160,7 +173,7 @@ def augmented_crop(
     flip: bool = False,
     photometric: float = 0.0,
 ) -> dict[str, Any]:
-    """A square crop of a sample, resized to ``size``; arguments and result as in :class:`WorldBatches`.
+    """A square crop of a ``Sample``, resized to ``size``; arguments and result as in :class:`WorldBatches`.
 
     With the defaults it is the central square, unchanged but for its size. Depth stays z-depth: a crop and a
     mirror image are what a camera with other intrinsics sees, which ``K`` says.

@@ -31,6 +31,7 @@ from vision3d.training.data import (
     SampleSource,
     WorldBatches,
     augmented_crop,
+    captions_of,
     describe_source,
     open_source,
 )
@@ -217,7 +218,7 @@ class PriorVaeTask(Task):
     def describe(self) -> dict[str, Any]:
         return {
             "preset": self.options.preset,
-            "recipe": asdict(self._recipe),
+            "recipe": _described(self._recipe),
             "data": describe_source(self.source),
             "init": checksums(self.options.init, ("vae",)),
         }
@@ -354,8 +355,7 @@ class PriorUnetTask(Task):
         if (self.init / "tokenizer").is_dir():
             self._vocabulary = _read_vocabulary(self.init / "tokenizer")
         else:
-            captions = [self.source[i].caption for i in range(min(len(self.source), 2048))]
-            self._vocabulary = train_clip_vocabulary(captions, recipe.merges)
+            self._vocabulary = train_clip_vocabulary(captions_of(self.source), recipe.merges)
         self.tokenizer = _clip_tokenizer(*self._vocabulary)
         self._evaluation: dict[str, Tensor] | None = None
 
@@ -503,7 +503,7 @@ class PriorUnetTask(Task):
     def describe(self) -> dict[str, Any]:
         return {
             "preset": self.options.preset,
-            "recipe": asdict(self._recipe),
+            "recipe": _described(self._recipe),
             "data": describe_source(self.source),
             "init": checksums(self.init, ("vae", "unet", "text_encoder")),
             "vocabulary": len(self._vocabulary[0]),
@@ -642,6 +642,11 @@ def _preset(presets: dict[str, Any], name: str, task: str) -> Any:
     if name not in presets:
         raise InputError(f"{task} has no preset {name!r}", f"choose one of {', '.join(presets)}")
     return presets[name]
+
+
+def _described(recipe: VaeRecipe | UnetRecipe) -> dict[str, Any]:
+    """A recipe without its learning rate, which is the trainer's and may change on resumption."""
+    return {name: value for name, value in asdict(recipe).items() if name != "lr"}
 
 
 def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:

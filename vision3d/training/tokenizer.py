@@ -1,8 +1,8 @@
 """A small vocabulary for CLIP's tokeniser, learned from captions.
 
 The result is a folder that ``transformers.CLIPTokenizer`` loads: byte-level BPE with CLIP's ``</w>`` word
-ends, start and end tokens last, and padding with "!" (id 0) as Stable Diffusion 2 does. Since every byte is in
-the vocabulary any text can be encoded; words of the captions become one token each.
+ends, start and end tokens last, and padding with "!" (id 0) as Stable Diffusion 2 does. Every byte is in the
+vocabulary, so any text can be encoded; words of the captions become one token each.
 """
 
 from __future__ import annotations

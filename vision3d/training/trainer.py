@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vision3d.errors import InputError, ResourceError, WeightsError
+from vision3d.device import resolve_device, resolve_dtype
+from vision3d.errors import InputError, WeightsError
 from vision3d.io.files import atomic_path, make_folder, staged_folder
 from vision3d.progress import say, warn
 from vision3d.training import checkpoint as ckpt
@@ -57,8 +58,9 @@ class TrainerSettings:
         accumulate: micro-batches per optimiser step.
         ema: decay of the averaged parameters; 0 keeps no average.
         seed: of everything random.
-        device: "auto", "cpu", "cuda" or "mps".
-        precision: "fp32", "fp16" or "bf16" autocast; "auto" is bf16 on a GPU that has it, else fp32.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        precision: "fp32", or autocast to "fp16" or "bf16"; "auto" is fp32 on CPU and MPS, on CUDA bf16 where
+            the GPU has it, else fp16.
         threads: of torch on the CPU; 0 leaves torch's choice.
         workers: processes that prepare batches; 0 prepares them in the training process.
         log_every: steps between log lines.
@@ -105,7 +107,18 @@ class TrainerSettings:
 
 @dataclass
 class TrainingSummary:
-    """What a call of :meth:`Trainer.run` came to."""
+    """What a call of :meth:`Trainer.run` came to; shown at the end of ``vision3d train``.
+
+    Args:
+        task: name of the task.
+        steps, images, minutes: over all resumptions.
+        finished: False when a signal stopped the run.
+        metrics: of the last evaluation.
+        images_per_second: over the whole run, evaluations and checkpoints included.
+        device, precision, processes: where it ran.
+        parameters: trained ones.
+        weights: folder of the exported components, once they are.
+    """
 
     task: str
     steps: int
@@ -118,6 +131,23 @@ class TrainingSummary:
     precision: str = "fp32"
     parameters: int = 0
     processes: int = 1
+    weights: Path | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command line: 130 for an interrupted run, as shells have it."""
+        return 0 if self.finished else 130
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return {**asdict(self), "weights": str(self.weights) if self.weights else None}
+
+    def __str__(self) -> str:
+        done = f"{self.steps} steps, {self.images} images in {self.minutes:.1f} min"
+        if not self.finished:
+            return f"{self.task}: stopped after {done}; saved, go on with --resume"
+        measured = "".join(f"\n  {name} {value:.4g}" for name, value in self.metrics.items())
+        return f"{self.task}: {done}; weights in {self.weights}{measured}"
 
 
 def lr_factor(step: int, warmup: int, progress: float, final: float) -> float:
@@ -193,13 +223,12 @@ class Trainer:
         self._start = time.monotonic()
         with self._signals():
             metrics = self._train()
-        finished = self._stop is None
         summary = TrainingSummary(
             task=self.task.name,
             steps=self.step,
             images=self.images,
             minutes=round(self._elapsed() / 60, 2),
-            finished=finished,
+            finished=self._stop is None,
             metrics=metrics,
             images_per_second=round(self.images / max(self._elapsed(), 1e-9), 2),
             device=str(self.accelerator.device),
@@ -207,10 +236,6 @@ class Trainer:
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             processes=self.accelerator.num_processes,
         )
-        if not finished:
-            self._say(
-                f"{self.task.name}: stopped by {self._stop} at step {self.step}, saved; go on with --resume"
-            )
         if self._board is not None:
             self._board.close()
         return summary
@@ -228,21 +253,15 @@ class Trainer:
         from accelerate import Accelerator
 
         settings = self.settings
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise ResourceError("there is no CUDA device", "use --device auto")
-        if settings.device == "mps" and not torch.backends.mps.is_available():
-            raise ResourceError("there is no MPS device", "use --device auto")
-        if settings.device not in ("auto", "cpu", "cuda", "mps"):
-            raise InputError(f"unknown device {settings.device!r}", "give auto, cpu, cuda or mps")
-        cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        self.precision = settings.precision
-        if self.precision == "auto":
-            capable = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
-            self.precision = "bf16" if capable else "fp32"
-        if cpu and self.precision == "fp16":
-            raise InputError("fp16 training needs a GPU", "use --precision fp32")
+        device = resolve_device(settings.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # Accelerate takes the current one
+        dtype = resolve_dtype(settings.precision, device)
+        self.precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+        if device.type != "cuda" and self.precision == "fp16":
+            raise InputError("fp16 training needs a CUDA device", "use --precision fp32")
         self.accelerator = Accelerator(
-            cpu=cpu,
+            cpu=device.type == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             gradient_accumulation_steps=settings.accumulate,
         )
@@ -330,7 +349,7 @@ class Trainer:
                 means = {name: float(v) / (done * settings.accumulate) for name, v in totals.items()}
                 self._check_finite(means)
                 rate = done * per_step / max(time.monotonic() - logged_time, 1e-9)
-                self._log_step(means, settings.lr * factor, rate, progress)
+                self._log_step(means, settings.lr * factor, rate)
                 totals.clear()
                 logged_step, logged_time = self.step, time.monotonic()
             if time.monotonic() - saved_time > 60 * settings.checkpoint_minutes:
@@ -394,10 +413,7 @@ class Trainer:
 
     def _agreed_progress(self) -> float:
         """Share of the run done, the same in every process; also spreads a stop signal."""
-        settings = self.settings
-        by_steps = self.step / settings.steps if settings.steps else 0.0
-        by_time = self._elapsed() / (60 * settings.minutes) if settings.minutes else 0.0
-        progress = max(by_steps, by_time)
+        progress = self._progress()
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast, reduce
 
@@ -407,6 +423,13 @@ class Trainer:
             if float(stopped[0]) and self._stop is None:
                 self._stop = "a signal to another process"
         return progress
+
+    def _progress(self) -> float:
+        """Share of the run done by this process's clock, in steps or minutes, whichever is further on."""
+        settings = self.settings
+        by_steps = self.step / settings.steps if settings.steps else 0.0
+        by_time = self._elapsed() / (60 * settings.minutes) if settings.minutes else 0.0
+        return max(by_steps, by_time)
 
     def _elapsed(self) -> float:
         """Seconds trained, over all resumptions."""
@@ -448,9 +471,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return metrics
 
-    def _log_step(self, means: dict[str, float], lr: float, rate: float, progress: float) -> None:
+    def _log_step(self, means: dict[str, float], lr: float, rate: float) -> None:
         if not self.accelerator.is_main_process:
             return
+        progress = min(self._progress(), 1.0)
         remaining = self._elapsed() * (1 - progress) / max(progress, 1e-9)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
         self._say(

@@ -50,7 +50,7 @@ def train(
     accumulate: int = 1,
     ema: float | None = None,
     seed: int = 0,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: str = "auto",
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     threads: int = 0,
     workers: int = 0,
@@ -59,7 +59,7 @@ def train(
     evaluate_minutes: float = 10.0,
     log_every: int = 50,
     resume: bool = False,
-) -> int:
+) -> TrainingSummary:
     """Train a network on the procedural world; stop with Ctrl-C, go on with --resume.
 
     The output folder gets checkpoints, logs and previews, and in weights/ the exported components with
@@ -78,8 +78,8 @@ def train(
         accumulate: micro-batches per step.
         ema: decay of the averaged weights that are exported; 0 for none.
         seed: of initialisation, data order, augmentation and noise.
-        device: where to train.
-        precision: of the arithmetic; auto is fp32 on CPU, bf16 on GPUs that have it.
+        device: where to train: auto, cpu, cuda, cuda:1 or mps.
+        precision: of the arithmetic; auto is fp32 on CPU and bf16 or fp16 on GPUs.
         threads: CPU threads of torch; 0 for torch's own choice.
         workers: processes that prepare batches.
         checkpointing: recompute activations to save memory; the preset's choice if not given.
@@ -88,7 +88,6 @@ def train(
         log_every: steps between log lines.
         resume: go on from the newest checkpoint in the output folder.
     """
-    from vision3d.progress import say
     from vision3d.training.task import TaskOptions
     from vision3d.training.trainer import Trainer, TrainerSettings
 
@@ -115,15 +114,12 @@ def train(
     )
     trainer = Trainer(problem, settings, out)
     summary = trainer.run(resume=resume)
-    if not summary.finished:
-        return 130
-    weights = out / "weights"
-    trainer.export(weights)
-    if trainer.accelerator.is_main_process:
-        write_record(weights / "training.json", problem, options, settings, summary)
-        done = f"{summary.steps} steps, {summary.images} images in {summary.minutes:.1f} min"
-        say(f"{task}: {done}; weights in {weights}")
-    return 0
+    if summary.finished:
+        summary.weights = out / "weights"
+        trainer.export(summary.weights)
+        if trainer.accelerator.is_main_process:
+            write_record(summary.weights / "training.json", problem, options, settings, summary)
+    return summary
 
 
 def write_record(

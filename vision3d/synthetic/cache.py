@@ -1,0 +1,298 @@
+"""Rendered samples on disk, so that training re-reads them instead of rendering them again.
+
+A cache is a folder of shards, each with ``SHARD`` consecutive seeds as plain ``.npy`` arrays that are
+memory-mapped: reading one sample touches its own bytes only. A shard appears under its name when it is
+complete, never before, so filling may be stopped and resumed at will, by several processes at once.
+
+Fill one with ``python -m vision3d.synthetic.cache --out DIR --seeds 0 20000 --size 128 128 --workers 2``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision3d.errors import InputError, OutputError
+from vision3d.synthetic.sample import KEYPOINT, Sample
+
+SHARD = 120
+"""Samples per shard; a multiple of the views per scene."""
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class CachedSample:
+    """What a cache keeps of a sample. Arrays are copies or cheap conversions of mapped memory."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    depth: np.ndarray  # (H, W) float32 metres, inf for sky
+    normals: np.ndarray  # (H, W, 3) float32, unit within 0.5°
+    semantic: np.ndarray  # (H, W) uint8
+    object_id: np.ndarray  # (H, W) uint16
+    part_id: np.ndarray  # (H, W) uint16
+    K: np.ndarray  # (3, 3) float64
+    cam_to_world: np.ndarray  # (4, 4) float64
+    keypoints: np.ndarray  # (N,) of sample.KEYPOINT
+    caption: str
+    kind: str
+    seed: int
+
+
+_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "image": ("u1", (3,)),
+    "depth": ("f4", ()),
+    "normals": ("i1", (3,)),
+    "semantic": ("u1", ()),
+    "object_id": ("u2", ()),
+    "part_id": ("u2", ()),
+}
+
+
+class ShardCache:
+    """A folder of rendered samples, random access by position.
+
+    Args:
+        folder: where the shards are; made by :meth:`fill` or :meth:`write_shard`.
+
+    Positions 0 … len - 1 run over the seeds of all complete shards in rising order.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._open: dict[int, dict[str, Any]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks for shards that were completed since."""
+        self.shards: list[tuple[int, int]] = []  # (first seed, count)
+        self.size: tuple[int, int] | None = None
+        for path in sorted(self.folder.glob("shard-*/meta.json")):
+            meta = json.loads(path.read_text())
+            if meta["version"] != VERSION:
+                raise InputError(f"{path.parent} is of cache version {meta['version']}", "render it again")
+            self.shards.append((meta["first"], meta["count"]))
+            self.size = (meta["size"][0], meta["size"][1])
+        self._ends = np.cumsum([count for _, count in self.shards]) if self.shards else np.zeros(0, int)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __repr__(self) -> str:
+        return f"ShardCache({str(self.folder)!r}: {len(self)} samples of {self.size})"
+
+    def seeds(self) -> np.ndarray:
+        """(N,) int64 seed of every position."""
+        parts = [np.arange(first, first + count) for first, count in self.shards]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _shard(self, index: int) -> dict[str, Any]:
+        if index not in self._open:
+            folder = self.folder / _name(self.shards[index][0])
+            arrays: dict[str, Any] = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*_ARRAYS, "K", "pose")
+            }
+            arrays["keypoints"] = np.load(folder / "keypoints.npy")
+            arrays["keypoint_ends"] = np.load(folder / "keypoint_ends.npy")
+            arrays["meta"] = json.loads((folder / "meta.json").read_text())
+            self._open[index] = arrays
+        return self._open[index]
+
+    def _locate(self, position: int) -> tuple[dict[str, Any], int]:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)}")
+        position %= len(self)
+        index = int(np.searchsorted(self._ends, position, side="right"))
+        return self._shard(index), position - (int(self._ends[index - 1]) if index else 0)
+
+    def array(self, name: str, position: int) -> np.ndarray:
+        """One stored array as it lies on disk (normals: int8, times 1/127); nothing else is read."""
+        shard, row = self._locate(position)
+        return shard[name][row]
+
+    def caption(self, position: int) -> str:
+        """The caption alone."""
+        shard, row = self._locate(position)
+        return shard["meta"]["captions"][row]
+
+    def __getitem__(self, position: int) -> CachedSample:
+        shard, row = self._locate(position)
+        ends = shard["keypoint_ends"]
+        start = int(ends[row - 1]) if row else 0
+        return CachedSample(
+            image=np.array(shard["image"][row]),
+            depth=np.array(shard["depth"][row]),
+            normals=shard["normals"][row].astype(np.float32) * np.float32(1 / 127),
+            semantic=np.array(shard["semantic"][row]),
+            object_id=np.array(shard["object_id"][row]),
+            part_id=np.array(shard["part_id"][row]),
+            K=np.array(shard["K"][row]),
+            cam_to_world=np.array(shard["pose"][row]),
+            keypoints=shard["keypoints"][start : int(ends[row])],
+            caption=shard["meta"]["captions"][row],
+            kind=shard["meta"]["kinds"][row],
+            seed=shard["meta"]["first"] + row,
+        )
+
+    def write_shard(self, first: int, samples: Iterator[Sample], size: tuple[int, int], count: int) -> Path:
+        """Writes ``count`` samples with seeds from ``first`` on as one shard, atomically.
+
+        Raises:
+            OutputError: where the folder cannot be written; nothing is left behind.
+        """
+        target = self.folder / _name(first)
+        work = self.folder / f".{_name(first)}.{os.getpid()}"
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            arrays = {
+                name: np.lib.format.open_memmap(work / f"{name}.npy", "w+", dtype, (count, *size, *tail))
+                for name, (dtype, tail) in _ARRAYS.items()
+            }
+            K, pose = np.zeros((count, 3, 3)), np.zeros((count, 4, 4))
+            keypoints, ends, captions, kinds = [np.zeros(0, KEYPOINT)], [], [], []
+            total = 0
+            for row in range(count):
+                s = next(samples)
+                if s.seed != first + row:
+                    raise InputError(f"sample of seed {s.seed} where {first + row} belongs")
+                arrays["image"][row] = s.image
+                arrays["depth"][row] = s.depth
+                arrays["normals"][row] = np.rint(s.normals * 127)
+                arrays["semantic"][row] = s.semantic
+                arrays["object_id"][row] = np.minimum(s.object_id, 65535)
+                arrays["part_id"][row] = np.minimum(s.part_id, 65535)
+                K[row], pose[row] = s.K, s.cam_to_world
+                keypoints.append(s.keypoints)
+                total += len(s.keypoints)
+                ends.append(total)
+                captions.append(s.caption)
+                kinds.append(s.kind)
+            for array in arrays.values():
+                array.flush()
+            del arrays
+            np.save(work / "K.npy", K)
+            np.save(work / "pose.npy", pose)
+            np.save(work / "keypoints.npy", np.concatenate(keypoints))
+            np.save(work / "keypoint_ends.npy", np.array(ends))
+            meta = {
+                "version": VERSION,
+                "first": first,
+                "count": count,
+                "size": list(size),
+                "captions": captions,
+                "kinds": kinds,
+            }
+            (work / "meta.json").write_text(json.dumps(meta))
+            if target.exists():  # another process was faster; the same seeds give the same bytes
+                return target
+            work.rename(target)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {target}: {error.strerror or error}", "check space and rights"
+            ) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return target
+
+    def fill(self, seeds: range, size: tuple[int, int], workers: int = 1, report: bool = False) -> None:
+        """Renders the shards that are missing.
+
+        Args:
+            seeds: consecutive; begin and end at multiples of ``SHARD`` for shards that others can share.
+            size: height and width; must be that of the shards already there.
+            workers: rendering processes.
+            report: one line on stderr after each shard.
+        """
+        from vision3d.synthetic.stream import WorldStream
+
+        if seeds.step != 1 or not len(seeds):
+            raise InputError(f"seeds {seeds} are not a rising run", "give a first and a last seed")
+        if self.size is not None and self.size != tuple(size):
+            raise InputError(
+                f"{self.folder} holds samples of {self.size[0]}x{self.size[1]}",
+                "use another folder for this size",
+            )
+        have = dict(self.shards)
+        runs = []
+        for first in range(seeds.start, seeds.stop, SHARD):
+            count = min(SHARD, seeds.stop - first)
+            if have.get(first) != count:
+                runs.append((first, count))
+        start, done, todo = time.perf_counter(), 0, sum(count for _, count in runs)
+        for group in _consecutive(runs):
+            low, high = group[0][0], group[-1][0] + group[-1][1]
+            with WorldStream(range(low, high), size, workers) as stream:
+                samples = iter(stream)
+                for first, count in group:
+                    old = self.folder / _name(first)
+                    if old.exists():  # a shorter one from an earlier, smaller request
+                        shutil.rmtree(old)
+                    self.write_shard(first, samples, size, count)
+                    done += count
+                    if report:
+                        rate = done / (time.perf_counter() - start)
+                        left = (todo - done) / rate / 60
+                        print(
+                            f"{done}/{todo} samples, {rate:.1f}/s, {left:.0f} min left",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+        self.refresh()
+
+
+def _consecutive(runs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Groups of runs without gaps, so that one stream serves each group."""
+    group: list[tuple[int, int]] = []
+    for first, count in runs:
+        if group and group[-1][0] + group[-1][1] != first:
+            yield group
+            group = []
+        group.append((first, count))
+    if group:
+        yield group
+
+
+def _name(first: int) -> str:
+    return f"shard-{first:09d}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line of this module."""
+    import argparse
+
+    from vision3d.errors import Vision3DError
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vision3d.synthetic.cache", description="Fill a shard cache."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
+    parser.add_argument(
+        "--seeds", type=int, nargs=2, required=True, metavar=("FIRST", "END"), help="END excluded"
+    )
+    parser.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--workers", type=int, default=1, help="rendering processes")
+    options = parser.parse_args(argv)
+    try:
+        cache = ShardCache(options.out)
+        cache.fill(range(*options.seeds), tuple(options.size), options.workers, report=True)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Vision3DError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(repr(cache), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
