@@ -259,6 +259,10 @@ def _judge(world: World, view: View, aspect: float, near: float) -> float:
         score -= 2 * (largest - 0.55)
     if len(counts) < 9:
         score -= 0.08 * (9 - len(counts))
+    # Half an image of something close by hides the rest.
+    obstructed = float((depth < 0.3 * np.median(depth)).mean())
+    if obstructed > 0.2:
+        score -= obstructed
     spread = np.log(np.percentile(depth, 95) / max(float(np.percentile(depth, 5)), 1e-3))
     if spread < 0.25:
         score -= 1.0 - 3 * spread

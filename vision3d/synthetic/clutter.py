@@ -55,7 +55,8 @@ def cup(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
     word, colour = named_colour(draw)
     r, h = draw.uniform(0.03, 0.05), draw.uniform(0.07, 0.13)
     taper = draw.uniform(0.7, 1.0)
-    b = scene.add("cup", at, yaw, semantic="pot", phrase=f"a {word} cup", salience=0.3)
+    mug = draw.chance(0.7)  # with a handle
+    b = scene.add("mug" if mug else "cup", at, yaw, semantic="pot", phrase=f"a {word} cup", salience=0.3)
     wall = 0.12
     shape = primitives.lathe(
         (
@@ -82,7 +83,7 @@ def cup(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
     )
     material = printed(draw, "label", "wrap") if draw.chance(0.2) else paint(draw, colour, True)
     b.part("body", shape, (0, 0, h / 2), (2 * r, 2 * r, h), material)
-    if draw.chance(0.7):
+    if mug:
         turn = rotation_x(math.pi / 2)
         b.part(
             "handle",
@@ -505,7 +506,7 @@ def leaf_cluster(draw: Draw, height: float, spread: float, style: str | None = N
 
 def desk_lamp(scene: Scene, draw: Draw, at: Vector, yaw: float) -> float:
     """A jointed lamp or a lamp with a shade."""
-    b = scene.add("lamp", at, yaw, semantic="lamp", salience=0.4)
+    b = scene.add("desk lamp", at, yaw, semantic="lamp", salience=0.4)
     body = metal(draw) if draw.chance(0.5) else paint(draw)
     b.cylinder("foot", (0, 0, 0), 0.09, 0.02, body)
     if draw.chance(0.5):

@@ -304,6 +304,8 @@ def bird(scene: Scene, draw: Draw, at: Vector, yaw: float) -> None:
         coat,
     )
     b.keypoint("tail_tip", end)
+    b.keypoint("breast", (0.3 * s * ca, 0, z + 0.3 * s * sa - 0.2 * s))
+    b.keypoint("back", (-0.05 * s, 0, z + 0.24 * s))
     spread = draw.chance(0.35)
     for name, side in (("left", 1), ("right", -1)):
         eye = (head[0] + 0.09 * s, side * 0.115 * s, head[2] + 0.05 * s)

@@ -34,7 +34,15 @@ from vision3d.synthetic.scene import Builder, Scene, Surface, Vector, rotation_x
 Maker = Callable[[Scene, Draw, Vector, float, float, float], None]
 
 
-def _legs(b: Builder, draw: Draw, material: Material, depth: float, width: float, height: float) -> None:
+def _legs(
+    b: Builder,
+    draw: Draw,
+    material: Material,
+    depth: float,
+    width: float,
+    height: float,
+    keypoints: bool = True,
+) -> None:
     thick = draw.uniform(0.025, 0.09)
     round_legs = draw.chance(0.4)
     splay = draw.uniform(0, 0.05) if draw.chance(0.3) else 0.0
@@ -55,7 +63,8 @@ def _legs(b: Builder, draw: Draw, material: Material, depth: float, width: float
             b.rod(f"{name}_leg", top, (x, y, 0), thick * 0.7, material, segments=4)
         else:
             b.box(f"{name}_leg", (x, y, height / 2), (thick, thick, height), material)
-        b.keypoint(f"{name}_leg", (x, y, 0.01))
+        if keypoints:
+            b.keypoint(f"{name}_leg", (x, y, 0.01))
 
 
 def table(
@@ -76,7 +85,7 @@ def table(
     style = draw.pick(["legs", "pillar", "panels"], [5, 2 if round_top else 0.3, 0 if round_top else 1.5])
     inner = 0.7 if round_top else 1.0
     if style == "legs":
-        _legs(b, draw, base, depth * inner, width * inner, h - t)
+        _legs(b, draw, base, depth * inner, width * inner, h - t, keypoints=False)
         if draw.chance(0.5) and not round_top:
             for s in (-1.0, 1.0):
                 b.box("apron", (s * (depth / 2 - 0.06), 0, h - t - 0.04), (0.02, width - 0.14, 0.08), base)
@@ -168,7 +177,7 @@ def chair(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width:
     if draw.chance(0.35) and not swivel:
         cushion, word = frame, "wooden" if frame.mirror < 0.1 else "metal"
     b = scene.add(
-        "chair",
+        "swivel chair" if swivel else "chair",
         at,
         yaw,
         semantic="swivel_chair" if swivel else "chair",
@@ -348,11 +357,11 @@ def sofa(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width: 
             )
     for _ in range(draw.pick([0, 0, 1, 2, 3])):
         y = draw.uniform(-0.45, 0.45) * inner
-        s = draw.uniform(0.3, 0.45)
+        side = draw.uniform(0.3, 0.45)
         b.box(
             "cushion",
             (-depth / 2 + back_t + 0.22, y, seat_h + 0.2),
-            (0.14, s, s),
+            (0.14, side, side),
             fabric(draw),
             bevel=0.06,
             rotation=rotation_y(-0.4) @ rotation_x(draw.normal(0, 0.3)),
@@ -767,7 +776,7 @@ def fridge(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width
 def floor_lamp(scene: Scene, draw: Draw, at: Vector, yaw: float, depth: float, width: float) -> None:
     """A standing lamp."""
     h = draw.uniform(1.3, 1.8)
-    b = scene.add("lamp", at, yaw, semantic="lamp", salience=0.5)
+    b = scene.add("floor lamp", at, yaw, semantic="lamp", salience=0.5)
     body = metal(draw)
     b.cylinder("foot", (0, 0, 0), 0.14, 0.025, body, segments=20)
     b.rod("stem", (0, 0, 0), (0, 0, h), 0.012, body, segments=8)

@@ -42,7 +42,7 @@ class Flora:
     """The plants of one scene: a few crown shapes and leaf colours that its trees share."""
 
     def __init__(self, draw: Draw) -> None:
-        self.crowns = [lumpy(draw, draw.uniform(0.09, 0.2), draw.uniform(3, 7), level) for level in (2, 1, 1)]
+        self.crowns = [lumpy(draw, draw.uniform(0.09, 0.2), draw.uniform(3, 7), level) for level in (1, 1, 2)]
         self.spray = leaf_cluster(draw, 1.0, 0.2, "bush")
         self.tufts = [leaf_cluster(draw, 1.0, 0.2) for _ in range(3)]
         self.leaves = [self._foliage(draw) for _ in range(2)]

@@ -13,6 +13,8 @@ from vision3d.synthetic.materials import Material, any_colour, jitter, paint, sh
 from vision3d.synthetic.nature import Flora, bin_or_box, fence, lumpy, road_sign, rock, street_light
 from vision3d.synthetic.scene import Light, Scene, Sky, Vector
 
+Maker = Callable[[Scene, Draw, Vector, float], None]
+
 
 def daylight(scene: Scene, draw: Draw) -> None:
     """Sun, sky and clouds: clear, hazy, overcast or low sun."""
@@ -381,7 +383,7 @@ def park(scene: Scene, draw: Draw) -> None:
     if draw.chance(0.3):
         fence(scene, draw, (draw.uniform(5, 9), -15, 0.0), (draw.uniform(5, 9), -3, 0.0))
     horizon_hills(scene, draw, draw.uniform(90, 200), draw.pick(["mountain", "tree"]))
-    scene.bounds = (-8.0, -7.0, distance - 11.0, 7.0)
+    scene.bounds = (-24.0, -12.0, distance - 11.0, 12.0)
     scene.centre_of_interest = (distance - 5, 0.0, draw.uniform(2, 5))
 
 
@@ -549,16 +551,15 @@ def studio(scene: Scene, draw: Draw) -> None:
         scene.sky = Sky(brightness=0.5)
         scene.place = "in a room"
     makers: list[Maker] = [
-            creatures.quadruped,
-            creatures.bird,
-            creatures.person,
-            vehicles.car,
-            vehicles.truck,
-            vehicles.bicycle,
-            vehicles.motorcycle,
-        ],
-        [4, 1.5, 1.5, 3, 0.7, 1.2, 1.5],
-    )
+        creatures.quadruped,
+        creatures.bird,
+        creatures.person,
+        vehicles.car,
+        vehicles.truck,
+        vehicles.bicycle,
+        vehicles.motorcycle,
+    ]
+    maker = draw.pick(makers, [4, 1.5, 1.5, 3, 0.7, 1.2, 1.5])
     big = maker in (vehicles.car, vehicles.truck)
     for i in range(draw.pick([1, 1, 2, 2, 3])):
         spread = (5.5 if big else 2.0) if outside or not big else 3.0

@@ -999,7 +999,7 @@ class Room:
             x = draw.normal(0, 0.12) * self.width
             y = t * self.depth * 0.9 + draw.normal(0, 0.08) * self.depth
             x = min(max(x, -self.width / 2 + 0.3), self.width / 2 - 0.3)
-            b = scene.add("lamp", (x, y, 0.0), semantic="light", salience=0.1)
+            b = scene.add("ceiling lamp", (x, y, 0.0), semantic="light", salience=0.1)
             drop = 0.25
             if style == "panel":
                 b.box("panel", (0, 0, h - 0.02), (draw.uniform(0.4, 0.7), draw.uniform(0.5, 1.2), 0.05), glow)

@@ -73,7 +73,7 @@ def material_table(world: World) -> Table:
     mean = (mean + masks[:, 1:2] * (third - mean)) * (2 * masks[:, 2:])
 
     wear = np.array(
-        [(0.0 if m.mapping == "fit" else 0.42) * (k * 0.618 % 1) ** 1.5 for k, m in enumerate(materials)]
+        [(0.0 if m.mapping == "fit" else 0.32) * (k * 0.618 % 1) ** 1.5 for k, m in enumerate(materials)]
     )
 
     def column(name: str) -> np.ndarray:

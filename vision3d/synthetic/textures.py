@@ -84,7 +84,7 @@ def _plain(draw: Draw) -> Masks:
 
 
 def _plaster(draw: Draw) -> Masks:
-    stains = _soft(noise(draw, 2.0), 0.5, 1.0) * draw.uniform(0, 0.5)
+    stains = _soft(noise(draw, 2.0), 0.5, 1.0) * draw.pick([0.0, 0.1, 0.2, 0.5])
     return stains, _ZERO, _grain(draw, draw.uniform(0.05, 0.2), draw.uniform(0.3, 1.2))
 
 

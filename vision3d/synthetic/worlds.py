@@ -13,7 +13,7 @@ from vision3d.synthetic.raycast import Caster
 from vision3d.synthetic.scene import Geometry, Scene
 
 MAKERS = (rooms.room, outdoors.street, outdoors.park, outdoors.meadow, outdoors.studio)
-WEIGHTS = (6.2, 1.5, 0.7, 0.8, 1.1)
+WEIGHTS = (7.0, 1.5, 0.7, 0.8, 1.1)
 
 
 @dataclass(frozen=True)

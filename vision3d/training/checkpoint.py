@@ -33,8 +33,22 @@ def export_component(module: nn.Module, folder: Path, dtype: torch.dtype = torch
             raise WeightsError(
                 f"{name} of {folder.name} is not finite in {dtype}", "the training has diverged"
             )
-    with staged_folder(folder, last="config.json") as temporary:
+    with staged_folder(folder, last="config.json") as temporary, _no_library_bars():
         rounded.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def _no_library_bars() -> Iterator[None]:
+    """Without the bars that transformers draws for a file of some kilobytes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -282,7 +282,7 @@ class UnetRecipe:
     merges: int = 768
     prediction_type: PredictionType = "v_prediction"
     caption_dropout: float = 0.1
-    lr: float = 4e-4
+    lr: float = 1e-3
     train_text: bool = True
     world: int = 160
 
@@ -367,7 +367,7 @@ class PriorUnetTask(Task):
 
     @override
     def recipe(self) -> dict[str, Any]:
-        return {"lr": self._recipe.lr, "warmup": 200, "ema": 0.999, "weight_decay": 1e-2}
+        return {"lr": self._recipe.lr, "warmup": 100, "ema": 0.999, "weight_decay": 1e-2}
 
     @override
     def build(self) -> nn.Module:

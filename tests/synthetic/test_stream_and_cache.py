@@ -1,0 +1,142 @@
+"""Worker processes, shards on disk, augmentation and the verb."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("open3d")
+
+from vision3d.errors import InputError, OutputError, ResourceError
+from vision3d.synthetic import ShardCache, WorldStream, augment, render_sample
+from vision3d.synthetic import cache as cache_module
+from vision3d.synthetic.stream import _blocks
+
+SIZE = (32, 40)
+
+
+def test_stream_gives_the_seeds_in_order_whatever_the_workers() -> None:
+    with WorldStream(range(5, 16), SIZE, workers=2) as stream:
+        assert len(stream) == 11
+        samples = list(stream)
+    assert [s.seed for s in samples] == list(range(5, 16))
+    for s in samples[::5]:
+        np.testing.assert_array_equal(s.image, render_sample(s.seed, SIZE).image)
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_a_stream_early_ends_its_workers() -> None:
+    with WorldStream(range(10_000), SIZE, workers=2) as stream:
+        iterator = iter(stream)
+        assert next(iterator).seed == 0
+        assert len(multiprocessing.active_children()) == 2
+    deadline = time.time() + 10
+    while multiprocessing.active_children() and time.time() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_in_a_worker_reaches_the_reader() -> None:
+    with WorldStream(range(3), (4, 4), workers=1) as stream, pytest.raises(ResourceError, match="too small"):
+        list(stream)
+
+
+def test_blocks_keep_the_views_of_a_scene_together() -> None:
+    assert list(_blocks(range(2, 8))) == [[2], [3, 4, 5], [6, 7]]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> ShardCache:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_module, "SHARD", 6)
+        cache = ShardCache(folder)
+        cache.fill(range(9), SIZE, workers=0)
+    return cache
+
+
+def test_cache_returns_what_was_rendered(filled: ShardCache) -> None:
+    assert len(filled) == 9 and filled.size == SIZE
+    np.testing.assert_array_equal(filled.seeds(), np.arange(9))
+    for position in (0, 5, 6, -1):
+        got = filled[position]
+        want = render_sample(got.seed, SIZE)
+        for name in ("image", "depth", "semantic", "object_id", "part_id", "K", "cam_to_world", "keypoints"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+        np.testing.assert_allclose(got.normals, want.normals, atol=0.5 / 127)
+        assert (got.caption, got.kind) == (want.caption, want.kind)
+        assert filled.caption(position) == want.caption
+    assert filled.array("normals", 3).dtype == np.int8
+    with pytest.raises(IndexError):
+        filled[9]
+
+
+def test_filling_again_renders_only_what_is_missing(
+    filled: ShardCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cache_module, "SHARD", 6)
+    before = {p: p.stat().st_mtime_ns for p in filled.folder.rglob("*.npy")}
+    filled.fill(range(9), SIZE, workers=0)
+    assert before == {p: p.stat().st_mtime_ns for p in filled.folder.rglob("*.npy")}
+    assert not [p for p in filled.folder.iterdir() if p.name.startswith(".")]
+    with pytest.raises(InputError, match="32x40"):
+        filled.fill(range(9), (64, 64), workers=0)
+
+
+def test_a_shard_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache")
+    with pytest.raises(InputError):
+        cache.write_shard(5, iter([render_sample(0, SIZE)]), SIZE, 1)
+    assert not list((tmp_path / "cache").iterdir())
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(OutputError):
+        ShardCache(blocker / "below").write_shard(0, iter([]), SIZE, 1)
+
+
+def test_reading_a_sample_is_fast(filled: ShardCache) -> None:
+    filled[0]
+    start = time.perf_counter()
+    for k in range(50):
+        filled[k % 9]
+    assert (time.perf_counter() - start) / 50 < 0.01
+
+
+def test_augment_keeps_shape_and_type_and_depends_on_the_generator_only() -> None:
+    image = render_sample(0, (64, 96)).image
+    kept = image.copy()
+    results = [augment(image, np.random.default_rng(seed)) for seed in range(60)]
+    np.testing.assert_array_equal(image, kept)
+    for result in results:
+        assert result.shape == image.shape and result.dtype == np.uint8
+    np.testing.assert_array_equal(results[7], augment(image, np.random.default_rng(7)))
+    change = np.array([np.abs(r.astype(int) - image).mean() for r in results])
+    assert np.median(change) > 8 and change.max() > 30
+    # The content must survive: most results still correlate with the image.
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).ravel()
+    kin = [np.corrcoef(cv2.cvtColor(r, cv2.COLOR_RGB2GRAY).ravel(), grey)[0, 1] for r in results]
+    assert np.median(kin) > 0.8 and min(kin) > 0.1
+
+
+def test_synthesize_writes_folders_and_a_sheet(tmp_path: Path) -> None:
+    from vision3d.synthetic.verb import synthesize
+
+    assert synthesize(tmp_path / "out", count=3, size=(48, 64), seed=30, workers=0) == 0
+    folder = tmp_path / "out" / "000031"
+    document = json.loads((folder / "sample.json").read_text())
+    want = render_sample(31, (48, 64))
+    assert document["caption"] == want.caption
+    np.testing.assert_allclose(document["K"], want.K)
+    np.testing.assert_array_equal(cv2.imread(str(folder / "image.png"))[..., ::-1], want.image)
+    np.testing.assert_array_equal(np.load(folder / "depth.npy"), want.depth)
+    np.testing.assert_array_equal(np.load(folder / "normals.npy"), want.normals)
+    np.testing.assert_array_equal(
+        cv2.imread(str(folder / "semantic.png"), cv2.IMREAD_UNCHANGED), want.semantic
+    )
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 1000
