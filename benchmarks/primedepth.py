@@ -39,7 +39,9 @@ def recipe_checkpoint(path: Path) -> Path:
         from vision3d.evaluation.parity.recipe import tensor
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = {name: torch.from_numpy(tensor(name, shape, SEED)) for name, shape in checkpoint_shapes().items()}
+        values = {
+            name: torch.from_numpy(tensor(name, shape, SEED)) for name, shape in checkpoint_shapes().items()
+        }
         save_file(values, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     return path
@@ -161,8 +163,14 @@ def marigold(networks: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         unet=unet,
         vae=networks["vae"],
         scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-            prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=False,
         ),  # fmt: skip
         text_encoder=None,
         tokenizer=None,
@@ -207,18 +215,31 @@ def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tenso
 
 def peak_memory(contender: str, size: int, checkpoint: Path) -> float:
     """Peak resident gigabytes of one contender in a process of its own."""
-    command = [sys.executable, __file__, "--only", contender, "--sizes", str(size), "--checkpoint", str(checkpoint)]
+    command = [
+        sys.executable,
+        __file__,
+        "--only",
+        contender,
+        "--sizes",
+        str(size),
+        "--checkpoint",
+        str(checkpoint),
+    ]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(out.strip().splitlines()[-1])["peak_gb"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--checkpoint", type=Path, default=Path("~/.cache/vision3d/recipe/primedepth.safetensors"))
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("~/.cache/vision3d/recipe/primedepth.safetensors")
+    )
     parser.add_argument("--no-memory", action="store_true", help="skip the runs that measure peak memory")
     parser.add_argument("--only", choices=["ours", "published", "marigold"], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
@@ -230,7 +251,9 @@ def main() -> None:
     networks = load_networks(checkpoint)
     for name, network in networks.items():
         if options.only in (None, "published", "marigold") or name != "segmentation_head":
-            parts = ("encoder", "quant_conv") if name == "vae" and options.only in ("ours", "published") else ()
+            parts = (
+                ("encoder", "quant_conv") if name == "vae" and options.only in ("ours", "published") else ()
+            )
             loading.load_weights(network, device, parts)
 
     if options.only:
@@ -243,7 +266,12 @@ def main() -> None:
         return
 
     one_step = marigold(networks)
-    report: dict[str, Any] = {"threads": options.threads, "device": str(device), "rounds": options.rounds, "sizes": {}}
+    report: dict[str, Any] = {
+        "threads": options.threads,
+        "device": str(device),
+        "rounds": options.rounds,
+        "sizes": {},
+    }
     for size in options.sizes:
         image, noise, context = inputs(size, device)
         contenders: dict[str, Callable[[], Tensor]] = {

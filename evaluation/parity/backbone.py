@@ -74,7 +74,8 @@ def unet_real_width(case: Case) -> Results:
         unet = UNet2DConditionModel(**case.config)
     shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
     unet.load_state_dict(
-        {name: torch.from_numpy(tensor(prefix + name, shape, seed)) for name, shape in shapes.items()}, assign=True
+        {name: torch.from_numpy(tensor(prefix + name, shape, seed)) for name, shape in shapes.items()},
+        assign=True,
     )
     unet.eval().requires_grad_(False)
     names = [*case.meta["taps"], "out"]

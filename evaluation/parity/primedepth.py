@@ -72,7 +72,9 @@ def _networks(config: str, seed: int, prefix: str) -> dict[str, Any]:
 def _pipeline(case: Case) -> Any:
     from vision3d.pipelines.primedepth import PrimeDepth
 
-    return PrimeDepth(**_networks(json.dumps(case.config), case.recipe_seed, case.meta.get("recipe_prefix", "")))
+    return PrimeDepth(
+        **_networks(json.dumps(case.config), case.recipe_seed, case.meta.get("recipe_prefix", ""))
+    )
 
 
 @check("primedepth", "rules", options=("input_columns", "max_size"))
@@ -186,6 +188,8 @@ def predict(case: Case) -> Results:
     pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 255
     latents = pipeline.encode(pixels, case.tensor("noise_posterior"))
     depth = pipeline.predict_depth(pipeline.refine(latents, case.tensor("noise_q"), case.tensor("context")))
-    full = torch.nn.functional.interpolate(depth, size=image.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+    full = torch.nn.functional.interpolate(depth, size=image.shape[:2], mode="bilinear", align_corners=False)[
+        0, 0
+    ]
     limits = float(full.min()), float(full.max())
     return {"depth": full, "color": colour_values(full.numpy(), limits=limits)}

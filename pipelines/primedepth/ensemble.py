@@ -72,13 +72,17 @@ class SecondOpinion:
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         parameter = next(self.model.parameters())
         depth = self.model(((x - mean) / std).to(parameter)).predicted_depth[:, None].float()
-        return F.interpolate(depth, size=(height, width), mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+        return (
+            F.interpolate(depth, size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+            .cpu()
+            .numpy()
+        )
 
     def average(self, depth: np.ndarray, photo: Photo) -> np.ndarray:
         """Mean of both standardised maps, in the scale of ``depth`` ``(H, W)``."""
         other = self(photo)
         centre, spread = median_deviation(depth)
         other_centre, other_spread = median_deviation(other)
-        return (((depth - centre) / spread + (other - other_centre) / other_spread) / 2 * spread + centre).astype(
-            np.float32
-        )
+        return (
+            ((depth - centre) / spread + (other - other_centre) / other_spread) / 2 * spread + centre
+        ).astype(np.float32)

@@ -206,7 +206,12 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
         return cls(**{name: unet_config[name] for name in names}, **options)
 
     def merge(
-        self, i: int, features: Tensor, decoder_maps: Tensor | None, encoder_maps: Tensor | None, probe: Probe | None
+        self,
+        i: int,
+        features: Tensor,
+        decoder_maps: Tensor | None,
+        encoder_maps: Tensor | None,
+        probe: Probe | None,
     ) -> Tensor:
         """Three 1x1 convolutions that bring one position's features and attention maps together."""
         merged = self.feature_projections[i](features)
@@ -214,7 +219,9 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
             if decoder_maps is not None and encoder_maps is not None:
                 size = encoder_maps.shape[-2:]
                 if decoder_maps.shape[-2:] != size:
-                    decoder_maps = F.interpolate(decoder_maps, size=size, mode="bilinear", align_corners=False)
+                    decoder_maps = F.interpolate(
+                        decoder_maps, size=size, mode="bilinear", align_corners=False
+                    )
             maps = torch.cat([m for m in (decoder_maps, encoder_maps) if m is not None], dim=1)
             if probe is not None:
                 probe(f"attn_{i}", maps)

@@ -178,7 +178,9 @@ class PrimeDepth(DiffusionPipeline):
 
         missing = [n for n in ("vae", "unet", "refiner", "depth_head") if n not in networks]
         if missing:
-            raise WeightsError(f"{folder}: no {', '.join(missing)} in this folder", "it is incomplete; get it again")
+            raise WeightsError(
+                f"{folder}: no {', '.join(missing)} in this folder", "it is incomplete; get it again"
+            )
         set_group_norm_eps(networks["vae"], 1e-5)
         if (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir():
             networks["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -367,7 +369,9 @@ class PrimeDepth(DiffusionPipeline):
     ) -> tuple[Tensor, Tensor | None]:
         """Inverse depth ``(B, 1, ~h, ~w)`` and class indices ``(B, ~h, ~w)`` of equal-size images in [0, 1]."""
         if tile is None:
-            posterior = None if noises[0][0] is None else torch.cat([n[0] for n in noises if n[0] is not None])
+            posterior = (
+                None if noises[0][0] is None else torch.cat([n[0] for n in noises if n[0] is not None])
+            )
             refined = self.refine(
                 self.encode(images, posterior.to(images) if posterior is not None else None),
                 torch.cat([n[1] for n in noises]).to(images.device, self.vae.dtype),
@@ -402,14 +406,20 @@ class PrimeDepth(DiffusionPipeline):
             cells = (slice(None), slice(None), slice(0, (bottom - top) // 8), slice(0, (right - left) // 8))
             cut = [tuple(None if n is None else n[cells] for n in pair) for pair in noises]
             part, part_classes = self._dense(
-                images[:, :, top:bottom, left:right], cut, context, segmentation, None  # type: ignore[arg-type]
+                images[:, :, top:bottom, left:right],
+                cut,
+                context,
+                segmentation,
+                None,  # type: ignore[arg-type]
             )
             parts.append(F.interpolate(part, size=(bottom - top, right - left), mode="bilinear"))
             labels.append(part_classes)
         depth = blend_tiles(parts, tiling, reference)
         if coarse_classes is None:
             return depth, None
-        classes = F.interpolate(coarse_classes[:, None].float(), size=(height, width), mode="nearest")[:, 0].long()
+        classes = F.interpolate(coarse_classes[:, None].float(), size=(height, width), mode="nearest")[
+            :, 0
+        ].long()
         for (top, left, bottom, right), part_classes in zip(tiling.boxes, labels, strict=True):
             assert part_classes is not None
             h, w = part_classes.shape[-2:]
@@ -443,7 +453,12 @@ class PrimeDepth(DiffusionPipeline):
         )
 
     def stream(
-        self, photos: Iterable[Photo], options: DepthOptions | None = None, *, batch_size: int = 1, **extras: Any
+        self,
+        photos: Iterable[Photo],
+        options: DepthOptions | None = None,
+        *,
+        batch_size: int = 1,
+        **extras: Any,
     ) -> Iterator[DepthPrediction]:
         """Predictions one after the other, reading ``photos`` only as far as the next batch.
 

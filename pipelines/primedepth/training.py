@@ -120,7 +120,11 @@ PRESETS = {
     "mini": MINI,
     # second stage of the mini: finer crops, from the first stage's export
     "mini-fine": replace(
-        MINI, crops=((144, 192, 8), (168, 168, 8), (192, 144, 8), (144, 192, 8)), lr=3e-4, max_size=192, warmup=100
+        MINI,
+        crops=((144, 192, 8), (168, 168, 8), (192, 144, 8), (144, 192, 8)),
+        lr=3e-4,
+        max_size=192,
+        warmup=100,
     ),
     # Hypersim crops and Virtual KITTI crops in turn, after pre-training on pseudo labels at 512 x 512
     "full": PrimeDepthRecipe(
@@ -158,7 +162,9 @@ class PrimeDepthTask(Task):
 
     def __init__(self, recipe: PrimeDepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         if options.init is None:
-            raise InputError("primedepth needs a prior", "give --init the export of prior-unet, or an SD 2.1 folder")
+            raise InputError(
+                "primedepth needs a prior", "give --init the export of prior-unet, or an SD 2.1 folder"
+            )
         if options.batch_size:
             recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
         self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
@@ -194,7 +200,9 @@ class PrimeDepthTask(Task):
             dict(self.unet.config), num_head_channels=recipe.head_dim, out_channels=recipe.refiner_channels
         )
         self.depth_head: Any = self._part("depth_head", PredictionHead) or self._new_head(3)
-        self.segmentation_head: Any = self._part("segmentation_head", PredictionHead) or self._new_head(CLASSES)
+        self.segmentation_head: Any = self._part("segmentation_head", PredictionHead) or self._new_head(
+            CLASSES
+        )
         if self.options.checkpointing or (
             self.options.checkpointing is None and self.options.preset.startswith("full")
         ):
@@ -220,7 +228,11 @@ class PrimeDepthTask(Task):
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
-        return (self.vae, self.text_encoder) if self._recipe.unet_lr else (self.vae, self.text_encoder, self.unet)
+        return (
+            (self.vae, self.text_encoder)
+            if self._recipe.unet_lr
+            else (self.vae, self.text_encoder, self.unet)
+        )
 
     @override
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -284,7 +296,9 @@ class PrimeDepthTask(Task):
             metrics["relative"] = relative.detach()
         if recipe.segmentation_weight and step % recipe.segmentation_every == 0:
             logits = self.segmentation_head(refined).float()
-            labels = F.interpolate(batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest")[:, 0]
+            labels = F.interpolate(
+                batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest"
+            )[:, 0]
             entropy = segmentation_loss(logits, labels)
             loss = loss + recipe.segmentation_weight * entropy
             metrics["entropy"] = entropy.detach()

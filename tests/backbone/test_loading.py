@@ -51,7 +51,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "ckpt", "bare.pt"])
-def test_ldm_single_files_load(networks, ldm, layout: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_ldm_single_files_load(networks, ldm, layout: str, tmp_path: Path) -> None:
     path = tmp_path / f"model.{layout}"
     if layout == "safetensors":
         save_file(ldm, path)
@@ -62,7 +62,7 @@ def test_ldm_single_files_load(networks, ldm, layout: str, tmp_path: Path) -> No
     assert same(networks[0], found.unet) and same(networks[1], found.vae)
 
 
-def test_diffusers_folders_and_component_files_load(networks, tmp_path: Path) -> None:  # noqa: ANN001
+def test_diffusers_folders_and_component_files_load(networks, tmp_path: Path) -> None:
     unet, vae = networks
     unet.save_pretrained(tmp_path / "unet")
     vae.save_pretrained(tmp_path / "vae")
@@ -73,18 +73,20 @@ def test_diffusers_folders_and_component_files_load(networks, tmp_path: Path) ->
     assert same(unet, load_stable_diffusion(file).unet)
 
 
-def test_the_other_family_is_refused_by_name(networks, tmp_path: Path) -> None:  # noqa: ANN001
+def test_the_other_family_is_refused_by_name(networks, tmp_path: Path) -> None:
     networks[0].save_pretrained(tmp_path / "unet")
     with pytest.raises(WeightsError, match=r"task needs SD 1\.x"):
         load_stable_diffusion(tmp_path, family="sd1")
 
 
-def test_wrong_files_are_refused_in_one_line(tmp_path: Path, ldm) -> None:  # noqa: ANN001
+def test_wrong_files_are_refused_in_one_line(tmp_path: Path, ldm) -> None:
     class Code:
-        def __reduce__(self):  # noqa: ANN204
+        def __reduce__(self):
             return os.system, ("touch " + str(tmp_path / "executed"),)
 
-    empty, cut, foreign, code = (tmp_path / n for n in ("e.safetensors", "c.safetensors", "f.safetensors", "x.ckpt"))
+    empty, cut, foreign, code = (
+        tmp_path / n for n in ("e.safetensors", "c.safetensors", "f.safetensors", "x.ckpt")
+    )
     empty.touch()
     save_file(ldm, cut)
     cut.write_bytes(cut.read_bytes()[:-1000])
@@ -107,7 +109,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, ldm) -> None:  # no
     assert not (tmp_path / "executed").exists()
 
 
-def test_missing_unexpected_misshapen_and_nan_tensors_are_named(networks, tmp_path: Path) -> None:  # noqa: ANN001
+def test_missing_unexpected_misshapen_and_nan_tensors_are_named(networks, tmp_path: Path) -> None:
     unet = networks[0]
     unet.save_pretrained(tmp_path / "unet")
     file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
@@ -125,7 +127,7 @@ def test_missing_unexpected_misshapen_and_nan_tensors_are_named(networks, tmp_pa
     expect(r"conv_out\.bias holds NaN", conv_out__bias=torch.full((4,), torch.nan))
 
 
-def test_weights_can_be_let_go_and_fetched_again(networks, tmp_path: Path) -> None:  # noqa: ANN001
+def test_weights_can_be_let_go_and_fetched_again(networks, tmp_path: Path) -> None:
     unet = networks[0]
     unet.save_pretrained(tmp_path / "unet")
     again = loading.load_component(UNet2DConditionModel, tmp_path / "unet")
@@ -136,7 +138,7 @@ def test_weights_can_be_let_go_and_fetched_again(networks, tmp_path: Path) -> No
     assert not loading.release_weights(unet)
 
 
-def test_equal_tensors_have_equal_checksums_in_any_layout(networks, ldm, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+def test_equal_tensors_have_equal_checksums_in_any_layout(networks, ldm, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
     networks[1].save_pretrained(tmp_path / "vae")
     save_file(ldm, tmp_path / "sd.safetensors")
@@ -147,7 +149,9 @@ def test_equal_tensors_have_equal_checksums_in_any_layout(networks, ldm, tmp_pat
 
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     size = 300 * 2**20
-    save_file({"encoder.conv_in.weight": torch.zeros(1), "big": torch.ones(size // 4)}, tmp_path / "big.safetensors")
+    save_file(
+        {"encoder.conv_in.weight": torch.zeros(1), "big": torch.ones(size // 4)}, tmp_path / "big.safetensors"
+    )
     code = (
         "import torch, resource\n"
         "from vision3d.backbone.loading import open_checkpoint\n"

@@ -34,7 +34,9 @@ def inputs(unet: UNet2DConditionModel, size: tuple[int, int] = (9, 14)) -> tuple
 def test_walk_computes_what_diffusers_computes(config: dict, size: tuple[int, int]) -> None:
     unet = make(config)
     sample, t, context = inputs(unet, size)
-    torch.testing.assert_close(denoise(unet, sample, t, context), unet(sample, t, context).sample, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        denoise(unet, sample, t, context), unet(sample, t, context).sample, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("tap", ["d0", "d5", "mid", "in3", "s5", "s4", "s3", "dift1", "u2a0"])
@@ -66,7 +68,9 @@ def test_attention_maps_change_nothing_and_sum_to_what_softmax_gives() -> None:
     steps = list(walk(unet, sample, t, context, attention_maps=True))
     torch.testing.assert_close(steps[-1].tensor, plain, atol=1e-5, rtol=0)
     maps = {step.name: step.maps for step in steps if step.maps is not None}
-    assert set(maps) == {"d1", "d2", "d4", "d5", "d7", "d8", "mid"} | {f"u{b}a{j}" for b in (1, 2, 3) for j in range(3)}
+    assert set(maps) == {"d1", "d2", "d4", "d5", "d7", "d8", "mid"} | {
+        f"u{b}a{j}" for b in (1, 2, 3) for j in range(3)
+    }
     heads, tokens = 4, 7
     assert maps["mid"].shape == (2, heads * (64 + tokens), 2, 2)
     cross = maps["mid"][:, heads * 64 :].unflatten(1, (heads, tokens))
@@ -81,7 +85,8 @@ def test_timesteps_and_time_add_are_per_row() -> None:
     add = torch.randn(2, 128, generator=torch.Generator().manual_seed(2))
     both = denoise(unet, sample, t, context, time_add=add)
     rows = [
-        denoise(unet, sample[i : i + 1], t[i : i + 1], context[i : i + 1], time_add=add[i : i + 1]) for i in (0, 1)
+        denoise(unet, sample[i : i + 1], t[i : i + 1], context[i : i + 1], time_add=add[i : i + 1])
+        for i in (0, 1)
     ]
     torch.testing.assert_close(both, torch.cat(rows), atol=1e-5, rtol=0)
     assert not torch.allclose(both, denoise(unet, sample, t, context))

@@ -39,7 +39,9 @@ def test_decoding_in_strips_is_diffusers_decoding(
     monkeypatch.setattr(lean, "STRIP_BYTES", strip_bytes)
     latents = torch.randn(2, 4, 7, 10, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        torch.testing.assert_close(lean.decode(autoencoder, latents), autoencoder.decode(latents).sample, atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            lean.decode(autoencoder, latents), autoencoder.decode(latents).sample, atol=2e-5, rtol=0
+        )
 
 
 def test_decoding_leaves_its_input_alone(autoencoder: AutoencoderKL) -> None:

@@ -43,7 +43,11 @@ def unet_key(key: str, res_blocks: int = 2, levels: int = 4) -> str | None:
             return ours + key[len(ldm) :]
     if match := re.match(r"middle_block\.(\d)\.(.+)", key):
         part, tail = int(match[1]), match[2]
-        return f"mid_block.attentions.0.{tail}" if part == 1 else f"mid_block.resnets.{part // 2}.{_resnet(tail)}"
+        return (
+            f"mid_block.attentions.0.{tail}"
+            if part == 1
+            else f"mid_block.resnets.{part // 2}.{_resnet(tail)}"
+        )
     if match := re.match(r"input_blocks\.(\d+)\.(\d)\.(.+)", key):
         level, block = divmod(int(match[1]) - 1, per_level)
         if block == res_blocks:
@@ -112,7 +116,9 @@ def ldm_unet_key(name: str, res_blocks: int = 2) -> str:
         if match[1] == "attentions":
             return f"middle_block.1.{match[3]}"
         return f"middle_block.{2 * int(match[2])}.{ldm_resnet(match[3])}"
-    match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
+    match = re.match(
+        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
+    )
     if not match:
         raise ValueError(f"no LDM name for {name!r}")
     side, level, kind, index, tail = match[1], int(match[2]), match[3], int(match[4]), match[5]
@@ -120,7 +126,11 @@ def ldm_unet_key(name: str, res_blocks: int = 2) -> str:
         if kind == "downsamplers":
             return f"input_blocks.{1 + level * per_level + res_blocks}.0.op{tail.removeprefix('conv')}"
         position = 1 + level * per_level + index
-        return f"input_blocks.{position}.0.{ldm_resnet(tail)}" if kind == "resnets" else f"input_blocks.{position}.1.{tail}"
+        return (
+            f"input_blocks.{position}.0.{ldm_resnet(tail)}"
+            if kind == "resnets"
+            else f"input_blocks.{position}.1.{tail}"
+        )
     position = level * per_level + (res_blocks if kind == "upsamplers" else index)
     if kind == "resnets":
         return f"output_blocks.{position}.0.{ldm_resnet(tail)}"

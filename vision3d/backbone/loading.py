@@ -57,7 +57,9 @@ def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    )
     if not tensors:
         raise WeightsError(f"{path}: no named tensors in this file", "give a model checkpoint")
     return tensors
@@ -84,7 +86,9 @@ def _load_pickle(path: Path) -> Any:
         raise WeightsError(f"{path}: damaged weight file ({reason})", "download it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         detail = str(error).splitlines()[0][:160]
-        raise WeightsError(f"{path}: damaged or unknown weight file ({detail})", "download it again") from error
+        raise WeightsError(
+            f"{path}: damaged or unknown weight file ({detail})", "download it again"
+        ) from error
 
 
 def component_file(folder: str | Path) -> Path:
@@ -145,7 +149,9 @@ class WeightSource:
         Values are hashed in their stored dtype. Computed once for each version of the file and kept in the cache
         folder.
         """
-        return _remembered(self.path, f"{self.label}:{len(self.names)}", lambda: tensor_checksum(self._plain()))
+        return _remembered(
+            self.path, f"{self.label}:{len(self.names)}", lambda: tensor_checksum(self._plain())
+        )
 
     def _plain(self) -> dict[str, Tensor]:
         kept, self.dtype = self.dtype, None
@@ -248,7 +254,8 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
             low, high = torch.aminmax(value)
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise WeightsError(
-                    f"{what}: tensor {name} holds NaN or infinite values", "use another copy of the checkpoint"
+                    f"{what}: tensor {name} holds NaN or infinite values",
+                    "use another copy of the checkpoint",
                 )
 
 
@@ -266,7 +273,9 @@ def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.
         WeightsError: names or shapes do not fit, or values are not finite.
     """
     tensors = source.tensors if source.tensors is not None else open_checkpoint(source.path)
-    known = getattr(tensors, "shapes", None)  # mappings that make their tensors when asked tell shapes for free
+    known = getattr(
+        tensors, "shapes", None
+    )  # mappings that make their tensors when asked tell shapes for free
     shapes = {}
     for name, stored in source.names.items():
         value = tensors[stored] if known is None else torch.empty(known[stored], device="meta")
@@ -347,9 +356,13 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         return json.loads((folder / name).read_text())
     except FileNotFoundError:
-        raise WeightsError(f"{folder}: no {name} in this folder", "give a diffusers component folder") from None
+        raise WeightsError(
+            f"{folder}: no {name} in this folder", "give a diffusers component folder"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{folder / name}: damaged configuration ({error})", "download it again") from error
+        raise WeightsError(
+            f"{folder / name}: damaged configuration ({error})", "download it again"
+        ) from error
 
 
 def parameter_bytes(*modules: nn.Module | None) -> int:

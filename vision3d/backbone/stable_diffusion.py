@@ -84,7 +84,8 @@ def unet_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         }
     except (KeyError, ValueError, IndexError) as error:
         raise WeightsError(
-            f"these tensors are no Stable Diffusion 1.x or 2.x UNet (no {error})", "give a UNet of that family"
+            f"these tensors are no Stable Diffusion 1.x or 2.x UNet (no {error})",
+            "give a UNet of that family",
         ) from error
 
 
@@ -161,11 +162,15 @@ def _from_folder(folder: Path, dtype: torch.dtype | None, load: bool) -> StableD
         kinds = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
         if declared not in kinds:
             raise WeightsError(f"{folder}: no unet/ or vae/ in this folder", "give a Stable Diffusion folder")
-        parts["unet" if "UNet" in declared else "vae"] = load_component(kinds[declared], folder, dtype=dtype, load=load)
+        parts["unet" if "UNet" in declared else "vae"] = load_component(
+            kinds[declared], folder, dtype=dtype, load=load
+        )
     unet = parts.get("unet")
     predicts: PredictionType = "epsilon"
     if (folder / "scheduler" / "scheduler_config.json").is_file():
-        predicts = read_config(folder / "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+        predicts = read_config(folder / "scheduler", "scheduler_config.json").get(
+            "prediction_type", "epsilon"
+        )
     family = family_of(unet.config.cross_attention_dim) if unet is not None else "other"
     return StableDiffusion(unet, parts.get("vae"), predicts, family, folder)
 
@@ -174,7 +179,9 @@ def _from_file(path: Path, dtype: torch.dtype | None, load: bool) -> StableDiffu
     tensors = open_checkpoint(path)
     unet = vae = None
     if any(name.startswith(LDM_UNET) for name in tensors):
-        unet = _build(UNet2DConditionModel, path, tensors, LDM_UNET, _unet_rename(tensors), unet_config, dtype, load)
+        unet = _build(
+            UNet2DConditionModel, path, tensors, LDM_UNET, _unet_rename(tensors), unet_config, dtype, load
+        )
     if any(name.startswith(LDM_VAE) for name in tensors):
         vae = _build(AutoencoderKL, path, tensors, LDM_VAE, keymap.vae_key, vae_config, dtype, load)
     if unet is None and vae is None:
@@ -185,7 +192,9 @@ def _from_file(path: Path, dtype: torch.dtype | None, load: bool) -> StableDiffu
             rename = _legacy_attention if modern else keymap.vae_key
             vae = _build(AutoencoderKL, path, tensors, "", rename, vae_config, dtype, load)
         elif "input_blocks.0.0.weight" in tensors:
-            unet = _build(UNet2DConditionModel, path, tensors, "", _unet_rename(tensors), unet_config, dtype, load)
+            unet = _build(
+                UNet2DConditionModel, path, tensors, "", _unet_rename(tensors), unet_config, dtype, load
+            )
         else:
             examples = ", ".join(sorted(tensors)[:2])
             raise WeightsError(
@@ -228,5 +237,3 @@ def _build(
     if cls is AutoencoderKL:
         source.transform = keymap.as_linear
     return attach(module, source, load=load)
-
-

@@ -148,7 +148,9 @@ def walk(
     skips = [h]
     yield Tap("d0", h)
     for level in unet.down_blocks:
-        attentions: Iterable[Transformer2DModel | None] = getattr(level, "attentions", [None] * len(level.resnets))
+        attentions: Iterable[Transformer2DModel | None] = getattr(
+            level, "attentions", [None] * len(level.resnets)
+        )
         for resnet, attention in zip(level.resnets, attentions, strict=True):
             h, maps = resnet(h, temb), None
             if attention is not None:
