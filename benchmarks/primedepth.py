@@ -171,7 +171,7 @@ def marigold(networks: dict[str, Any]) -> Callable[[Tensor], Tensor]:
             timestep_spacing="trailing",
             clip_sample=False,
             set_alpha_to_one=False,
-        ),  # fmt: skip
+        ),
         text_encoder=None,
         tokenizer=None,
         prediction_type="depth",

@@ -140,10 +140,7 @@ def load_stable_diffusion(
     path = Path(source).expanduser()
     if not path.exists():
         raise WeightsError(f"{source}: no such checkpoint", "give a diffusers folder or a single file")
-    if path.is_dir():
-        found = _from_folder(path, dtype, load)
-    else:
-        found = _from_file(path, dtype, load)
+    found = _from_folder(path, dtype, load) if path.is_dir() else _from_file(path, dtype, load)
     if prediction_type is not None:
         found.prediction_type = prediction_type
     if family is not None and found.unet is not None and found.family != family:
