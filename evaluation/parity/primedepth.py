@@ -54,12 +54,12 @@ def _networks(config: str, seed: int, prefix: str) -> dict[str, Any]:
     from vision3d.evaluation.parity.recipe import RecipeWeights
     from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, checkpoint_shapes, load_networks
 
-    options = {**json.loads(config)}
+    options: dict[str, Any] = {**json.loads(config)}
     fixed = {"transformer_depth": 1, "infusion": "cat", "n_sa_maps": 64}
     for name, value in fixed.items():
         if options.pop(name, value) != value:
             raise NotImplementedError(f"{name} other than {value}")
-    sizes = PrimeDepthConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    sizes = PrimeDepthConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})  # type: ignore[arg-type]
     shapes = {prefix + name: shape for name, shape in checkpoint_shapes(sizes).items()}
     if prefix:
         raise NotImplementedError(f"recipe prefix {prefix!r}")
@@ -89,12 +89,16 @@ def rules(case: Case) -> Results:
 
     table = case.arrays["resize_rule"]
     columns = case.outputs["resize_rule"].get("input_columns", [0, 1, 2])
-    sizes = np.array([working_size(*(int(v) for v in row[columns])) for row in table])
+    sizes = np.array(
+        [working_size(int(row[columns[0]]), int(row[columns[1]]), int(row[columns[2]])) for row in table]
+    )
     results: Results = {"resize_rule": sizes}
     for name, options in case.outputs.items():
         if "max_size" in options:
             image = case.arrays["image"]
-            results[name] = resize_image(image, working_size(*image.shape[:2], options["max_size"]))
+            results[name] = resize_image(
+                image, working_size(image.shape[0], image.shape[1], options["max_size"])
+            )
     abar = schedule.alphas_cumprod()
     results["alphas_cumprod"] = abar
     results["sqrt_acp"], results["sqrt_1m_acp"] = np.sqrt(abar[:4]), np.sqrt(1 - abar[:4])
@@ -184,7 +188,7 @@ def predict(case: Case) -> Results:
 
     pipeline = _pipeline(case)
     image = case.arrays["image"]
-    small = resize_image(image, working_size(*image.shape[:2], case.meta["max_size"]))
+    small = resize_image(image, working_size(image.shape[0], image.shape[1], case.meta["max_size"]))
     pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 255
     latents = pipeline.encode(pixels, case.tensor("noise_posterior"))
     depth = pipeline.predict_depth(pipeline.refine(latents, case.tensor("noise_q"), case.tensor("context")))

@@ -214,7 +214,8 @@ def load_networks(
         )
     for name, network in networks.items():
         if name == "vae" and not any(key.startswith("decoder.") for key in names["vae"]):
-            network.decoder, network.post_quant_conv = None, None  # some files leave the unused half out
+            for unused in ("decoder", "post_quant_conv"):  # some files leave this half out
+                setattr(network, unused, None)
         source = WeightSource(path, names[name], dtype=dtype, label=f"PrimeDepth {name}", tensors=kept)
         if name == "vae" or name.endswith("head"):
             source.transform = keymap.as_linear

@@ -252,7 +252,8 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
         context = context.to(noisy_latents.dtype).expand(noisy_latents.shape[0], -1, -1)
         last = len(self.blocks) - 1
         encoder_maps: list[Tensor | None] = []
-        decoder_maps = state = temb = None
+        decoder_maps = state = None
+        temb = torch.empty(0)
         taps = walk(unet, noisy_latents, TIMESTEP, context, attention_maps=True)
         while True:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -272,9 +273,9 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
                 if probe is not None:
                     probe(f"merged_{i}", x)
                 if state is not None:
-                    block = self.blocks[i - 1]
-                    if block.upsampler is not None:
-                        state = upsample(block.upsampler, state, x.shape[-2:])
+                    upsampler: Any = self.blocks[i - 1].upsampler
+                    if upsampler is not None:
+                        state = upsample(upsampler, state, x.shape[-2:])
                         if probe is not None:
                             probe(f"refiner_{i - 1}", state)
                     x = torch.cat([state, x], dim=1)

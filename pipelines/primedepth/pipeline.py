@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vision3d.pipelines.primedepth.ensemble import SecondOpinion
     from vision3d.results import DepthPrediction
 
-SPACE = "affine-invariant inverse depth"
+SPACE: Final = "affine-invariant inverse depth"
 
 
 def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, int]:
@@ -395,22 +395,16 @@ class PrimeDepth(DiffusionPipeline):
         scale = tile / max(height, width)
         small_size = max(16, round(height * scale)), max(16, round(width * scale))
         small = F.interpolate(images, size=small_size, mode="bilinear", antialias=True)
-        grid = tuple(side // 8 for side in small_size)
-        first = [tuple(None if n is None else n[..., : grid[0], : grid[1]] for n in pair) for pair in noises]
-        whole, coarse_classes = self._dense(small, first, context, segmentation, None)  # type: ignore[arg-type]
+        grid = small_size[0] // 8, small_size[1] // 8
+        whole, coarse_classes = self._dense(small, _cut(noises, *grid), context, segmentation, None)
         reference = F.interpolate(whole, size=(height, width), mode="bilinear", align_corners=False)
         tiling = Tiling(height, width, tile)
         parts, labels = [], []
         for box in progress(tiling.boxes, description="tiles"):
             top, left, bottom, right = box
-            cells = (slice(None), slice(None), slice(0, (bottom - top) // 8), slice(0, (right - left) // 8))
-            cut = [tuple(None if n is None else n[cells] for n in pair) for pair in noises]
+            cut = _cut(noises, (bottom - top) // 8, (right - left) // 8)
             part, part_classes = self._dense(
-                images[:, :, top:bottom, left:right],
-                cut,
-                context,
-                segmentation,
-                None,  # type: ignore[arg-type]
+                images[:, :, top:bottom, left:right], cut, context, segmentation, None
             )
             parts.append(F.interpolate(part, size=(bottom - top, right - left), mode="bilinear"))
             labels.append(part_classes)
@@ -519,6 +513,16 @@ class PrimeDepth(DiffusionPipeline):
             return self.predict([load_photo(images)], chosen, **extras)[0]  # type: ignore[arg-type]
         photos = (reference.load() for reference in iter_photos(images))
         return list(self.stream(photos, chosen, batch_size=batch_size, **extras))
+
+
+def _cut(
+    noises: Sequence[tuple[Tensor | None, Tensor]], height: int, width: int
+) -> list[tuple[Tensor | None, Tensor]]:
+    """The top left corner of every image's noise."""
+    return [
+        (None if first is None else first[..., :height, :width], second[..., :height, :width])
+        for first, second in noises
+    ]
 
 
 def _holds_many(source: Any) -> bool:

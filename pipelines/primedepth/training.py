@@ -39,11 +39,12 @@ from vision3d.training.prior import (
     Tokenised,
     TurnTaking,
     checksums,
+    clip_tokenizer,
     component_folder,
     denoising_loss,
     load_module,
     preset,
-    read_tokenizer,
+    read_vocabulary,
     tokenise,
 )
 from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
@@ -169,7 +170,9 @@ class PrimeDepthTask(Task):
             recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
         self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
         self.batch_size = recipe.crops[0][2]
-        self.tokenizer = read_tokenizer(component_folder(self.init, "tokenizer", "vocab.json"))
+        self.tokenizer = clip_tokenizer(
+            *read_vocabulary(component_folder(self.init, "tokenizer", "vocab.json"))
+        )
         self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         set_group_norm_eps(self.vae, 1e-5)
         from transformers import CLIPTextModel

@@ -320,6 +320,9 @@ class LatentCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
     def clear(self) -> None:
         """Forget all latents; the counters stay."""
         with self._lock:

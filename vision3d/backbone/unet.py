@@ -12,15 +12,16 @@ Tap names: ``time`` (time embedding), ``d0``..``d11`` (outputs of the encoder bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from vision3d.backbone.attention import (
     cross_attention,
@@ -111,9 +112,9 @@ def transformer_with_maps(block: Transformer2DModel, x: Tensor, context: Tensor)
     return h + x, torch.cat(maps, dim=1).to(x.dtype)
 
 
-def upsample(upsampler: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(upsampler: Upsample2D, x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbour enlargement to exactly ``size`` (the next skip's), then the upsampler's convolution."""
-    return upsampler.conv(F.interpolate(x, size=size, mode="nearest"))
+    return upsampler.conv(F.interpolate(x, size=list(size), mode="nearest"))
 
 
 def walk(

@@ -100,12 +100,12 @@ def norm_silu_conv(
     in_place = residual is not None and shortcut is None
     out = residual if in_place else x.new_empty(batch, conv.out_channels, height, width)
     assert out is not None
-    reach = conv.padding[0]
+    reach = int(conv.padding[0])
     for top, bottom in _strips(height, batch * channels * width * x.element_size()):
         inside = slice(max(0, top - reach), min(height, bottom + reach))
         active = F.silu(torch.addcmul(shift, x[:, :, inside], scale), inplace=True)
         strip = _pad_rows(active, top, bottom, reach, height)
-        part = F.conv2d(strip, conv.weight, conv.bias, padding=(0, conv.padding[1]))
+        part = F.conv2d(strip, conv.weight, conv.bias, padding=(0, int(conv.padding[1])))
         if in_place:
             out[:, :, top:bottom] += part
         elif residual is not None and shortcut is not None:

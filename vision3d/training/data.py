@@ -112,7 +112,7 @@ class WorldBatches:
     Args:
         source: the samples.
         batch_size: images in a batch.
-        size: side of the square output crops in pixels.
+        size: side of the square output crops in pixels, or their height and width.
         seed: with the index it fixes everything random.
         fields: what to return, of :data:`FIELDS`. ``image`` (B, 3, S, S) float in [0, 1], augmented;
             ``clean`` the same before photometric augmentation; ``depth`` (B, S, S) metres with inf for sky;
@@ -125,7 +125,7 @@ class WorldBatches:
 
     source: SampleSource
     batch_size: int
-    size: int
+    size: int | tuple[int, int]
     seed: int = 0
     fields: Sequence[str] = ("image", "caption")
     scale: tuple[float, float] = (0.6, 1.0)
@@ -166,31 +166,32 @@ class WorldBatches:
 
 def augmented_crop(
     sample: Any,  # a Sample, or what else has the attributes that `fields` name
-    size: int,
+    size: int | tuple[int, int],
     rng: np.random.Generator,
     fields: Sequence[str],
     scale: tuple[float, float] = (1.0, 1.0),
     flip: bool = False,
     photometric: float = 0.0,
 ) -> dict[str, Any]:
-    """A square crop of a ``Sample``, resized to ``size``; arguments and result as in :class:`WorldBatches`.
+    """A crop of a ``Sample``, resized to ``size``; arguments and result as in :class:`WorldBatches`.
 
-    With the defaults it is the central square, unchanged but for its size. Depth stays z-depth: a crop and a
-    mirror image are what a camera with other intrinsics sees, which ``K`` says.
+    With the defaults it is the largest central crop of that shape, unchanged but for its size. Depth stays
+    z-depth: a crop and a mirror image are what a camera with other intrinsics sees, which ``K`` says.
     """
     height, width = sample.image.shape[:2]
-    shorter = min(height, width)
-    side = max(1, round(shorter * rng.uniform(*scale)))
-    y = int(rng.integers(0, height - side + 1)) if scale[0] < 1 else (height - side) // 2
-    x = int(rng.integers(0, width - side + 1)) if scale[0] < 1 else (width - side) // 2
+    target = (size, size) if isinstance(size, int) else size
+    share = min(height / target[0], width / target[1]) * rng.uniform(*scale)
+    tall, wide = (max(1, round(side * share)) for side in target)
+    y = int(rng.integers(0, height - tall + 1)) if scale[0] < 1 else (height - tall) // 2
+    x = int(rng.integers(0, width - wide + 1)) if scale[0] < 1 else (width - wide) // 2
     mirrored = flip and rng.random() < 0.5
-    window = (slice(y, y + side), slice(x, x + side))
+    window = (slice(y, y + tall), slice(x, x + wide))
 
     result: dict[str, Any] = {}
     if "caption" in fields:
         result["caption"] = sample.caption
     if "image" in fields or "clean" in fields:
-        clean = _resized(sample.image[window], size, smooth=True)
+        clean = _resized(sample.image[window], target, smooth=True)
         clean = clean[:, ::-1] if mirrored else clean
         image = np.ascontiguousarray(clean)
         if "clean" in fields:
@@ -203,7 +204,7 @@ def augmented_crop(
             result["image"] = _image_tensor(image)
     for name in ("depth", "normals", "semantic"):
         if name in fields:
-            values = _resized(np.asarray(getattr(sample, name))[window], size, smooth=False)
+            values = _resized(np.asarray(getattr(sample, name))[window], target, smooth=False)
             values = np.ascontiguousarray(values[:, ::-1] if mirrored else values)
             if name == "normals":
                 tensor = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
@@ -214,9 +215,10 @@ def augmented_crop(
         intrinsics = np.array(sample.K, dtype=np.float64)
         intrinsics[0, 2] -= x
         intrinsics[1, 2] -= y
-        intrinsics[:2] *= size / side
+        intrinsics[0] *= target[1] / wide
+        intrinsics[1] *= target[0] / tall
         if mirrored:
-            intrinsics[0, 2] = size - intrinsics[0, 2]
+            intrinsics[0, 2] = target[1] - intrinsics[0, 2]
         result["K"] = torch.from_numpy(intrinsics).float()
     return result
 
@@ -226,15 +228,18 @@ def _image_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255.0
 
 
-def _resized(values: np.ndarray, size: int, smooth: bool) -> np.ndarray:
-    """Square array resized to ``size``; labels and geometry take the nearest pixel, never a mixture."""
-    side = values.shape[0]
-    if side == size:
+def _resized(values: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+    """Array resized to ``size`` (height, width); labels and geometry take the nearest pixel, never a mixture."""
+    if values.shape[:2] == size:
         return values
     if not smooth:
         # Centre-aligned nearest neighbour, the same rule as the pixel-area resize of the image.
-        nearest = np.minimum(((np.arange(size) + 0.5) * side / size).astype(np.int64), side - 1)
-        return values[nearest[:, None], nearest[None, :]]
+        rows, columns = (
+            np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+            for new, old in zip(size, values.shape[:2], strict=True)
+        )
+        return values[rows[:, None], columns[None, :]]
     import cv2
 
-    return cv2.resize(values, (size, size), interpolation=cv2.INTER_AREA if size < side else cv2.INTER_CUBIC)
+    method = cv2.INTER_AREA if size[0] < values.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(values, size[::-1], interpolation=method)

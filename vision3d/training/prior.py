@@ -132,7 +132,7 @@ class PriorVaeTask(Task):
     @classmethod
     @override
     def from_options(cls, options: TaskOptions) -> PriorVaeTask:
-        recipe = _preset(VAE_PRESETS, options.preset, cls.name)
+        recipe = preset(VAE_PRESETS, options.preset, cls.name)
         return cls(recipe, open_source(options.data, (recipe.world, recipe.world)), options)
 
     @override
@@ -145,7 +145,7 @@ class PriorVaeTask(Task):
         if init is None:
             self.vae: Any = AutoencoderKL(**self._recipe.config())
         else:
-            self.vae = load_module(AutoencoderKL, _component_folder(init, "vae"))
+            self.vae = load_module(AutoencoderKL, component_folder(init, "vae"))
         if self.options.checkpointing:
             self.vae.enable_gradient_checkpointing()
         return self.vae.to(memory_format=torch.channels_last)
@@ -351,18 +351,18 @@ class PriorUnetTask(Task):
         self._recipe, self.source, self.options = recipe, source, options
         self.batch_size = recipe.batch_size
         self.init = options.init
-        self.vae = load_module(AutoencoderKL, _component_folder(self.init, "vae"))
+        self.vae = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         if (self.init / "tokenizer").is_dir():
-            self._vocabulary = _read_vocabulary(self.init / "tokenizer")
+            self._vocabulary = read_vocabulary(self.init / "tokenizer")
         else:
             self._vocabulary = train_clip_vocabulary(captions_of(self.source), recipe.merges)
-        self.tokenizer = _clip_tokenizer(*self._vocabulary)
+        self.tokenizer = clip_tokenizer(*self._vocabulary)
         self._evaluation: dict[str, Tensor] | None = None
 
     @classmethod
     @override
     def from_options(cls, options: TaskOptions) -> PriorUnetTask:
-        recipe = _preset(UNET_PRESETS, options.preset, cls.name)
+        recipe = preset(UNET_PRESETS, options.preset, cls.name)
         return cls(recipe, open_source(options.data, (recipe.world, recipe.world)), options)
 
     @override
@@ -632,13 +632,15 @@ def checksums(folder: Path | None, components: Iterable[str]) -> dict[str, str] 
     return {f"{f.parent.name}/{f.name}": sha256_file(f) for f in files}
 
 
-def _component_folder(init: Path, component: str) -> Path:
-    if not (init / component / "config.json").is_file():
-        raise InputError(f"{init} has no {component}/config.json", "give --init a diffusers folder")
+def component_folder(init: Path, component: str, file: str = "config.json") -> Path:
+    """A component's folder below ``init``. Raises InputError when ``file`` is not in it."""
+    if not (init / component / file).is_file():
+        raise InputError(f"{init} has no {component}/{file}", "give --init a diffusers folder")
     return init / component
 
 
-def _preset(presets: dict[str, Any], name: str, task: str) -> Any:
+def preset(presets: dict[str, Any], name: str, task: str) -> Any:
+    """The recipe of a name. Raises InputError for an unknown one."""
     if name not in presets:
         raise InputError(f"{task} has no preset {name!r}", f"choose one of {', '.join(presets)}")
     return presets[name]
@@ -649,7 +651,8 @@ def _described(recipe: VaeRecipe | UnetRecipe) -> dict[str, Any]:
     return {name: value for name, value in asdict(recipe).items() if name != "lr"}
 
 
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
+def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Vocabulary and merges of a tokeniser folder. Raises WeightsError when it cannot be read."""
     try:
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
@@ -658,7 +661,7 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
     return vocabulary, [line for line in lines if line and not line.startswith("#version")]
 
 
-def _clip_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
+def clip_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
     """``transformers.CLIPTokenizer`` of a vocabulary, through the same files as everyone else's."""
     from transformers import CLIPTokenizer
 

@@ -1,0 +1,71 @@
+"""One copy of what is equal: networks by their tensors, latents by image, preprocessing and network.
+
+Two pipelines whose checkpoints hold the same autoencoder, in whatever layout, share one module, and an image that
+both prepare alike is encoded once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from vision3d.backbone.featurecache import LatentCache, LatentKey, image_sha256, shared_latents
+from vision3d.backbone.vae import encode_moments
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_NETWORKS: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+
+
+def identity(network: nn.Module) -> str:
+    """What a network computes, as text: class, weights' checksum, norms' epsilon, dtype.
+
+    A network that was not loaded from a file is only equal to itself.
+    """
+    source = getattr(network, "_weight_source", None)
+    weights = f"object {id(network)}" if source is None or not source.path.is_file() else source.checksum()
+    epsilons = sorted({layer.eps for layer in network.modules() if isinstance(layer, nn.GroupNorm)})
+    dtype = next((p.dtype for p in network.parameters()), None)
+    return f"{type(network).__name__}|{weights}|{epsilons}|{dtype}"
+
+
+def share(network: Network) -> Network:
+    """The network of this process that is equal to ``network``: one made before, or itself."""
+    return _NETWORKS.setdefault(identity(network), network)  # type: ignore[return-value]
+
+
+def shared_moments(
+    vae: AutoencoderKL,
+    images: Tensor,  # [B, 3, H, W], RGB in [0, 1]
+    *,
+    cache: LatentCache | None = None,
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean and log-variance ``(B, 4, h/8, w/8)``; images that were encoded before cost nothing.
+
+    Args:
+        vae: the autoencoder.
+        images: what it sees, after all preprocessing; each is looked up by its own values.
+        cache: where they are looked up; the process's own by default.
+        encode: runs the autoencoder, ``encode_moments`` by default.
+    """
+    cache = shared_latents() if cache is None else cache
+    run = encode or (lambda batch: encode_moments(vae, batch))
+    keys = [LatentKey(image_sha256(row), "", identity(vae), str(images.dtype), "moments") for row in images]
+    rows: dict[int, Tensor] = {}
+    missing = [i for i, key in enumerate(keys) if key not in cache and keys.index(key) == i]
+    if missing:
+        fresh = torch.cat(run(images[missing]), dim=1)
+        for i, moments in zip(missing, fresh.split(1), strict=True):
+            # a clone, for a slice would keep the whole batch alive
+            rows[i] = cache.get_or_compute(keys[i], lambda moments=moments: moments.clone())
+    for i, key in enumerate(keys):
+        if i not in rows:
+            rows[i] = cache.get_or_compute(key, lambda i=i: torch.cat(run(images[i : i + 1]), dim=1))
+    mean, logvar = torch.cat([rows[i].to(images.device) for i in range(len(keys))]).chunk(2, dim=1)
+    return mean, logvar
