@@ -136,7 +136,7 @@ class Backbone:
         if channels_last or (channels_last is None and place.type == "cuda"):
             for network in backbone._networks():
                 if not isinstance(network, Dino) and backbone.tier != "low":
-                    network.to(memory_format=torch.channels_last)
+                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             backbone.compile_blocks()
         return backbone
@@ -266,11 +266,10 @@ class Backbone:
         if cacheable and self.feature_cache is not None and image_key is not None:
             key = FeatureKey(
                 image=image_key,
-                canvas=f"latents {tuple(latents.shape)}",
+                canvas=f"latents {tuple(latents.shape)}, steps {torch.as_tensor(t).tolist()}",
                 model=identity(unet),
                 taps=names,
-                t=t if isinstance(t, int) else tuple(t.tolist()),  # type: ignore[arg-type]
-                cond=image_sha256(cond),
+                condition=image_sha256(cond),
                 noise=f"{noise} x{ensemble}" + ("" if time_add is None else f" +{image_sha256(time_add)}"),
                 dtype=str(latents.dtype),
             )

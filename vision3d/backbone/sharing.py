@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -57,15 +58,20 @@ def shared_moments(
     cache = shared_latents() if cache is None else cache
     run = encode or (lambda batch: encode_moments(vae, batch))
     keys = [LatentKey(image_sha256(row), "", identity(vae), str(images.dtype), "moments") for row in images]
-    rows: dict[int, Tensor] = {}
+
+    def encoded(indices: list[int]) -> list[Tensor]:
+        # clones, for slices would keep the whole batch alive
+        return [row.clone() for row in torch.cat(run(images[indices]), dim=1).split(1)] if indices else []
+
     missing = [i for i, key in enumerate(keys) if key not in cache and keys.index(key) == i]
-    if missing:
-        fresh = torch.cat(run(images[missing]), dim=1)
-        for i, moments in zip(missing, fresh.split(1), strict=True):
-            # a clone, for a slice would keep the whole batch alive
-            rows[i] = cache.get_or_compute(keys[i], lambda moments=moments: moments.clone())
-    for i, key in enumerate(keys):
-        if i not in rows:
-            rows[i] = cache.get_or_compute(key, lambda i=i: torch.cat(run(images[i : i + 1]), dim=1))
-    mean, logvar = torch.cat([rows[i].to(images.device) for i in range(len(keys))]).chunk(2, dim=1)
+    fresh = dict(zip(missing, encoded(missing), strict=True))
+    rows = [
+        cache.get_or_compute(key, partial(_first, fresh.get(i), partial(encoded, [i])))
+        for i, key in enumerate(keys)
+    ]
+    mean, logvar = torch.cat([row.to(images.device) for row in rows]).chunk(2, dim=1)
     return mean, logvar
+
+
+def _first(known: Tensor | None, compute: Callable[[], list[Tensor]]) -> Tensor:
+    return compute()[0] if known is None else known
