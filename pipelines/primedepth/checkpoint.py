@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vision3d.backbone import keymap
 from vision3d.backbone.loading import WeightSource, attach, empty_weights, open_checkpoint
+from vision3d.backbone.text import load_text_tower
 from vision3d.backbone.vae import SCALING_FACTOR, set_group_norm_eps
 from vision3d.errors import WeightsError
 from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefiner
@@ -178,7 +179,8 @@ def load_networks(
         tensors: the checkpoint's tensors, if they are at hand already.
 
     Returns:
-        ``vae``, ``unet``, ``refiner``, ``depth_head``, ``segmentation_head``.
+        ``vae``, ``unet``, ``refiner``, ``depth_head``, ``segmentation_head``, and ``text_encoder`` if the file
+        holds the tower.
 
     Raises:
         WeightsError: a ``labeller``, UNet or autoencoder tensor is missing or of another shape, or an unknown
@@ -220,4 +222,6 @@ def load_networks(
         if name == "vae" or name.endswith("head"):
             source.transform = keymap.as_linear
         attach(network, source, load=False)
+    if kept is None and any(key.startswith(TEXT) for key in tensors):
+        networks["text_encoder"] = load_text_tower(path, dtype=dtype or torch.float32, load=False)
     return networks

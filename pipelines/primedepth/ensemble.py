@@ -60,7 +60,7 @@ class SecondOpinion:
                 f"{name}: no such depth estimator on this machine",
                 f"download {source} from the Hugging Face hub, or give its folder",
             ) from error
-        return cls(model.to(device), str(name))
+        return cls(model.to(device), Path(name).name)
 
     @torch.no_grad()
     def __call__(self, photo: Photo) -> np.ndarray:

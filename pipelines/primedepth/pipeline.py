@@ -24,6 +24,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vision3d.backbone import loading
 from vision3d.backbone.schedule import add_noise
+from vision3d.backbone.sharing import share, shared_moments
+from vision3d.backbone.text import TextEncoder, load_text_tower
 from vision3d.backbone.vae import encode_moments
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
@@ -133,7 +135,8 @@ class PrimeDepth(DiffusionPipeline):
             memory: budget such as ``6.5G``; below what everything resident needs, networks are loaded when their
                 turn comes and let go after it, and large images are split into tiles.
             config: sizes of a single-file checkpoint other than the published ones.
-            components: networks that replace the stored ones, by name.
+            components: networks that replace the stored ones, by name; ``text_encoder`` may be the folder or file of
+                an OpenCLIP ViT-H/14 text tower (all 24 layers), for checkpoints that come without one.
 
         Raises:
             WeightsError: missing, damaged or foreign weights.
@@ -147,8 +150,12 @@ class PrimeDepth(DiffusionPipeline):
             networks: dict[str, Any] = dict(load_networks(path, config, dtype=dtype))
         else:
             networks = cls._from_folder(path, dtype)
+        tower = components.get("text_encoder")
+        if isinstance(tower, (str, Path)):
+            components["text_encoder"] = load_text_tower(tower, dtype=dtype, load=False)
         networks.update(components)
-        networks.setdefault("segmentation_head", None)
+        for name in ("vae", "unet"):
+            networks[name] = share(networks[name])
         pipeline = cls(**networks)
         pipeline.weights_name, pipeline.weights_sha256 = name, loading.fingerprint(path)
         pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
@@ -184,7 +191,7 @@ class PrimeDepth(DiffusionPipeline):
         set_group_norm_eps(networks["vae"], 1e-5)
         if (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir():
             networks["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-            networks["text_encoder"] = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype)
+            networks["text_encoder"] = load_text_tower(folder / "text_encoder", dtype=dtype, load=False)
         return networks
 
     def _place(self, device: torch.device) -> None:
@@ -242,22 +249,28 @@ class PrimeDepth(DiffusionPipeline):
             WeightsError: the embedding is not cached and no text tower is at hand.
         """
         if prompt not in self._prompts:
-            from vision3d.backbone.text import TextEncoder
-
-            if self.text_encoder is None or self.tokenizer is None:
+            if self.text_encoder is None:
                 raise WeightsError(
                     f"no text encoder to embed the prompt {prompt!r}",
-                    "add text_encoder and tokenizer (OpenCLIP ViT-H/14, 24 layers) to the weights",
+                    "give one with --text-encoder (OpenCLIP ViT-H/14, all 24 layers)",
                 )
-            encoder = TextEncoder(self.text_encoder, self.tokenizer, pad=0)
+            encoder = TextEncoder(self.text_encoder, self.tokenizer, pad=0, device=self._device)
             self._prompts[prompt] = encoder.embed([prompt], layer="last")
+            encoder.drop()
         return self._prompts[prompt]
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Scaled latents ``(B, 4, h/8, w/8)`` of images in [0, 1]; the posterior mean unless ``noise`` is given."""
-        with self._resident(self.vae):
-            mean, logvar = encode_moments(self.vae, images)
+        """Scaled latents ``(B, 4, h/8, w/8)`` of images in [0, 1]; the posterior mean unless ``noise`` is given.
+
+        An image that a pipeline with the same autoencoder has encoded is not encoded again.
+        """
+
+        def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+            with self._resident(self.vae):
+                return encode_moments(self.vae, batch)
+
+        mean, logvar = shared_moments(self.vae, images, encode=run)
         if noise is not None:
             mean = mean + (0.5 * logvar).exp() * noise
         return mean * self.vae.config.scaling_factor

@@ -35,6 +35,7 @@ def depth(
     device: str = "auto",
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     memory: str = "auto",
+    text_encoder: str | None = None,
     recursive: bool = False,
     overwrite: bool = False,
 ) -> RunSummary:
@@ -62,6 +63,7 @@ def depth(
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
         memory: budget such as 6.5G; what does not fit at once is loaded in turn, and large images are tiled.
+        text_encoder: folder or file of an OpenCLIP ViT-H/14 text tower, for a checkpoint that has none.
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
@@ -83,7 +85,7 @@ def depth(
         seed=seed,
         deterministic=deterministic,
         segmentation=segmentation,
-        second_opinion=ensemble,
+        second_opinion=None if ensemble is None else Path(ensemble).name,
         tile=tile,
         dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
     )
@@ -94,7 +96,7 @@ def depth(
     provenance = options.provenance(name, fingerprint(path))
     return run_folder(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
-        Loader(weights, options, device, memory),
+        Loader(weights, options, device, memory, ensemble, text_encoder),
         out,
         fingerprint=provenance.fingerprint,
         formats=formats,
@@ -114,25 +116,30 @@ class Loader:
         options: settings of the run.
         device: as the verb takes it.
         memory: as the verb takes it.
+        ensemble: as the verb takes it.
+        text_encoder: as the verb takes it.
     """
 
     weights: str | None
     options: DepthOptions
     device: str
     memory: str
+    ensemble: str | None = None
+    text_encoder: str | None = None
 
     def __call__(self) -> Process:
         """The method, its networks loaded."""
         from vision3d.pipelines.primedepth.ensemble import SecondOpinion
         from vision3d.pipelines.primedepth.pipeline import PrimeDepth
 
+        others = {} if self.text_encoder is None else {"text_encoder": self.text_encoder}
         pipeline = PrimeDepth.from_pretrained(
-            self.weights, torch_dtype=self.options.dtype, device=self.device, memory=self.memory
+            self.weights, torch_dtype=self.options.dtype, device=self.device, memory=self.memory, **others
         )
         say(f"weights: {pipeline.weights_name}")
         other = None
-        if self.options.second_opinion is not None:
-            other = SecondOpinion.from_pretrained(self.options.second_opinion, pipeline.device)
+        if self.ensemble is not None:
+            other = SecondOpinion.from_pretrained(self.ensemble, pipeline.device)
 
         def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
             return list(pipeline.stream(photos, self.options, batch_size=len(photos), second_opinion=other))

@@ -57,7 +57,8 @@ def shared_moments(
     """
     cache = shared_latents() if cache is None else cache
     run = encode or (lambda batch: encode_moments(vae, batch))
-    keys = [LatentKey(image_sha256(row), "", identity(vae), str(images.dtype), "moments") for row in images]
+    network = identity(vae)
+    keys = [LatentKey(image_sha256(row), "", network, str(images.dtype), "moments") for row in images]
 
     def encoded(indices: list[int]) -> list[Tensor]:
         # clones, for slices would keep the whole batch alive
