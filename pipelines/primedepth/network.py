@@ -191,6 +191,7 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
             state = width
         self.norm_out = nn.GroupNorm(largest_divisor(state, 32), state, eps=1e-5)
         self.conv_out = nn.Conv2d(state, out_channels, 3, padding=1)
+        self.gradient_checkpointing = False
 
     @classmethod
     def for_unet(cls, unet_config: dict[str, Any], **options: Any) -> PreimageRefiner:

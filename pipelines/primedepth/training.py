@@ -65,6 +65,7 @@ class PrimeDepthRecipe:
         lr: peak learning rate of refiner and heads.
         unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
         denoising_weight: of the denoising loss that keeps a tuned UNet a denoiser.
+        denoising_every: it is computed on every n-th step.
         gradient_weight: of gradient matching.
         relative_weight: of the relative error after a least-squares fit, which is what AbsRel measures.
         segmentation_weight: of cross entropy.
@@ -85,6 +86,7 @@ class PrimeDepthRecipe:
     lr: float
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
+    denoising_every: int = 1
     gradient_weight: float = 0.5
     relative_weight: float = 0.0
     segmentation_weight: float = 0.1
@@ -104,18 +106,21 @@ MINI = PrimeDepthRecipe(
     head_layers=1,
     head_groups=8,
     head_dim=16,
-    crops=((96, 128, 16), (112, 112, 16), (128, 96, 16), (96, 128, 16)),
+    crops=((96, 128, 10), (112, 112, 10), (96, 144, 10), (96, 128, 10)),
     lr=6e-4,
     unet_lr=0.7,
-    denoising_weight=0.1,
+    denoising_weight=0.2,
+    denoising_every=2,
     relative_weight=0.5,
-    segmentation_every=4,
+    segmentation_weight=0.2,
+    segmentation_every=8,
     caption_dropout=0.9,
     sky="far",
     scale=(0.7, 1.0),
     max_size=128,
-    world=(144, 192),
+    world=(120, 160),
     warmup=200,
+    ema=0.998,
 )
 PRESETS = {
     "mini": MINI,
@@ -305,7 +310,7 @@ class PrimeDepthTask(Task):
             entropy = segmentation_loss(logits, labels)
             loss = loss + recipe.segmentation_weight * entropy
             metrics["entropy"] = entropy.detach()
-        if recipe.unet_lr and recipe.denoising_weight:
+        if recipe.unet_lr and recipe.denoising_weight and step % recipe.denoising_every == 0:
             denoising = denoising_loss(self.unet, latents, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
