@@ -8,11 +8,14 @@ its preset tunes the UNet along, with the denoising loss kept in the sum so that
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -127,9 +130,9 @@ PRESETS = {
     # second stage of the mini: finer crops, from the first stage's export
     "mini-fine": replace(
         MINI,
-        crops=((144, 192, 8), (168, 168, 8), (192, 144, 8), (144, 192, 8)),
+        crops=((120, 160, 8), (120, 120, 8), (104, 160, 8), (120, 160, 8)),
         lr=3e-4,
-        max_size=192,
+        max_size=160,
         warmup=100,
     ),
     # Hypersim crops and Virtual KITTI crops in turn, after pre-training on pseudo labels at 512 x 512
@@ -319,8 +322,6 @@ class PrimeDepthTask(Task):
     @property
     def prediction_type(self) -> PredictionType:
         """What the prior's UNet predicts."""
-        import json
-
         file = self.init / "scheduler" / "scheduler_config.json"
         return json.loads(file.read_text())["prediction_type"] if file.is_file() else "epsilon"
 
@@ -328,10 +329,6 @@ class PrimeDepthTask(Task):
         if self._held is None:
             height, width, _ = self._recipe.crops[0]
             world = RenderedWorld(HELD_OUT_SEED, 96, (height, width))
-            rng = torch.Generator()
-            del rng
-            import numpy as np
-
             crops = [
                 augmented_crop(world[i], (height, width), np.random.default_rng(i), ("image", "depth"))
                 for i in range(96)
@@ -373,8 +370,6 @@ class PrimeDepthTask(Task):
     def export(self, folder: Path) -> None:
         for name in ("vae", "unet", "text_encoder", "refiner", "depth_head", "segmentation_head"):
             export_component(getattr(self, name), folder / name)
-        import shutil
-
         shutil.copytree(self.init / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
         if (self.init / "scheduler").is_dir():
             shutil.copytree(self.init / "scheduler", folder / "scheduler", dirs_exist_ok=True)

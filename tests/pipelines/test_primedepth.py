@@ -1,0 +1,331 @@
+"""PrimeDepth as a person uses it, on a narrow network with random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from vision3d.backbone import sharing
+from vision3d.backbone.text import to_open_clip
+from vision3d.errors import InputError, WeightsError
+from vision3d.evaluation.parity.recipe import RecipeWeights
+from vision3d.io.images import load_photo
+from vision3d.pipelines.primedepth import PrimeDepth, PrimeDepthConfig
+from vision3d.pipelines.primedepth.checkpoint import checkpoint_shapes
+from vision3d.pipelines.primedepth.ensemble import SecondOpinion
+from vision3d.pipelines.primedepth.options import DepthOptions
+from vision3d.pipelines.primedepth.pipeline import working_size
+from vision3d.pipelines.primedepth.tiling import Tiling, blend_tiles
+
+NARROW = PrimeDepthConfig(
+    model_channels=32,
+    num_head_channels=8,
+    context_dim=48,
+    channels2predictor=32,
+    vae_ch=32,
+    label_channels={"depth": 3, "segmentation": 150},
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["VISION3D_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def narrow_tensors() -> dict[str, torch.Tensor]:
+    """Every tensor of a narrow checkpoint, text tower included."""
+    tensors = dict(RecipeWeights(checkpoint_shapes(NARROW), 3))
+    torch.manual_seed(0)
+    tower = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            hidden_act="gelu",
+            eos_token_id=49407,
+            bos_token_id=49406,
+        )
+    )
+    tensors |= to_open_clip(tower, "cond_stage_model.model.")
+    tensors["betas"] = torch.zeros(1000)
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def narrow_file(narrow_tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That checkpoint as one file."""
+    path = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
+    save_file(narrow_tensors, path)
+    return path
+
+
+def picture(height: int = 72, width: int = 100, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).random((6, 8, 3))
+    image = Image.fromarray((coarse * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def model(narrow_file: Path) -> PrimeDepth:
+    return PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu")
+
+
+@pytest.mark.parametrize("size", [(72, 100), (64, 64), (61, 47), (16, 200)])
+def test_the_result_has_the_size_of_the_image(model: PrimeDepth, size: tuple[int, int]) -> None:
+    result = model(picture(*size))
+    assert result.depth.shape == size and result.depth.dtype == np.float32
+    assert np.isfinite(result.depth).all() and result.depth.std() > 0
+    assert result.space == "affine-invariant inverse depth"
+    assert result.provenance.method == "PrimeDepth" and len(result.provenance.weights_sha256) == 64
+
+
+def test_large_images_are_scaled_down_and_the_result_up_again(model: PrimeDepth) -> None:
+    image = picture(90, 150)
+    large = model(image, max_size=64)
+    small = np.asarray(Image.fromarray(image).resize((64, 38), Image.Resampling.BILINEAR))
+    assert working_size(90, 150, 64) == (38, 64)
+    pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 255
+    noise = torch.randn(1, 4, 4, 8, generator=torch.Generator().manual_seed(0))
+    depth = model.predict_depth(model.refine(model.encode(pixels), noise, model.prompt_embeddings("")))
+    assert depth.shape == (1, 1, 32, 64)
+    expected = F.interpolate(depth, size=(90, 150), mode="bilinear", align_corners=False)[0, 0].numpy()
+    np.testing.assert_allclose(large.depth, expected, atol=1e-5)
+
+
+def test_equal_runs_are_equal_to_the_bit_and_seeds_matter(model: PrimeDepth) -> None:
+    image = picture()
+    first, second = model(image), model(image)
+    assert np.array_equal(first.depth, second.depth)
+    assert not np.array_equal(first.depth, model(image, seed=1).depth)
+    assert not np.array_equal(first.depth, model(image, deterministic=False).depth)
+    drawn = [model(image, generator=torch.Generator().manual_seed(5)).depth for _ in range(2)]
+    assert np.array_equal(*drawn)
+
+
+def test_a_batch_gives_what_single_images_give(model: PrimeDepth) -> None:
+    images = [picture(seed=s) for s in range(3)] + [picture(64, 64, seed=9)]
+    together = model(images, batch_size=4)
+    for image, result in zip(images, together, strict=True):
+        np.testing.assert_allclose(result.depth, model(image).depth, atol=2e-4 * result.depth.std())
+
+
+def test_segmentation_comes_when_asked_for(model: PrimeDepth, narrow_file: Path) -> None:
+    assert model(picture()).segmentation is None
+    labels = model(picture(), segmentation=True).segmentation
+    assert labels.shape == (72, 100) and labels.dtype == np.uint8 and labels.max() < 150
+    without = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu", segmentation_head=None)
+    with pytest.raises(WeightsError, match="no segmentation head"):
+        without(picture(), segmentation=True)
+
+
+def test_networks_that_take_turns_give_the_same_bits(model: PrimeDepth, narrow_file: Path) -> None:
+    frugal = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu", memory="100M")
+    assert frugal._sequential
+    image = picture(seed=4)
+    whole = model(image).depth
+    sharing.shared_latents().clear()
+    turns = frugal(image, tile=2048).depth
+    assert np.array_equal(whole, turns)
+    assert all(p.is_meta for n in (frugal.unet, frugal.refiner, frugal.depth_head) for p in n.parameters())
+    assert np.array_equal(model(image).depth, whole)  # the networks that both share are fetched again
+
+
+def test_a_caption_changes_the_result_and_is_embedded_once(model: PrimeDepth) -> None:
+    image = picture()
+    plain, captioned = model(image), model(image, prompt="a kitchen with a wooden table")
+    assert not np.array_equal(plain.depth, captioned.depth)
+    assert captioned.provenance.settings["prompt"] == "a kitchen with a wooden table"
+
+
+def test_two_pipelines_share_networks_and_encode_an_image_once(model: PrimeDepth, narrow_file: Path) -> None:
+    other = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu")
+    assert other.vae is model.vae and other.unet is model.unet and other.refiner is not model.refiner
+    cache = sharing.shared_latents()
+    image = picture(seed=77)
+    model(image)
+    misses = cache.misses
+    calls: list[int] = []
+    handle = model.vae.quant_conv.register_forward_hook(lambda *_: calls.append(1))
+    other(image)
+    handle.remove()
+    assert cache.misses == misses and not calls
+
+
+class LargestSquare(TorchDispatchMode):
+    """Remembers whether a tensor of ``cells x cells`` was ever made."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells, self.seen = cells, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, torch.Tensor) and value.numel() >= self.cells**2:
+                self.seen.append((str(func), tuple(value.shape)))
+        return out
+
+
+def test_no_map_of_all_queries_by_all_keys_is_ever_built(model: PrimeDepth) -> None:
+    side = 56  # latents of 448 x 448: 3136 cells, whose full map would have ten million values
+    noise = torch.randn(1, 4, side, side)
+    context = model.prompt_embeddings("")
+    with LargestSquare(side * side) as watch:
+        refined = model.refine(torch.randn(1, 4, side, side), noise, context)
+    assert not watch.seen, watch.seen[:3]
+    assert refined.shape == (1, 32, side, side)
+
+
+def test_the_folder_that_is_saved_gives_the_same_depth(model: PrimeDepth, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "saved")
+    image = picture(seed=2)
+    expected = model(image).depth
+    again = PrimeDepth.from_pretrained(tmp_path / "saved", device="cpu", text_encoder=model.text_encoder)
+    again.tokenizer = model.tokenizer
+    np.testing.assert_allclose(again(image).depth, expected, atol=1e-5)
+    assert (tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert issubclass(PrimeDepth, DiffusionPipeline)
+
+
+def test_lightning_checkpoints_load(
+    narrow_tensors: dict[str, torch.Tensor], model: PrimeDepth, tmp_path: Path
+) -> None:
+    path = tmp_path / "primedepth.ckpt"
+    torch.save({"state_dict": narrow_tensors, "epoch": 3, "global_step": 100}, path)
+    other = PrimeDepth.from_pretrained(path, config=NARROW, device="cpu")
+    image = picture(seed=3)
+    assert np.array_equal(other(image).depth, model(image).depth)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("labeller.depth_predictor.conv_in.weight", "missing"),
+        ("labeller.convs_merge.4.bias", "missing"),
+        ("model.diffusion_model.middle_block.1.norm.weight", "missing"),
+        ("first_stage_model.quant_conv.weight", "missing"),
+        ("labeller.surprise.weight", "unexpected"),
+    ],
+)
+def test_wrong_keys_are_named(
+    narrow_tensors: dict[str, torch.Tensor], tmp_path: Path, name: str, words: str
+) -> None:
+    changed = dict(narrow_tensors)
+    if words == "missing":
+        del changed[name]
+    else:
+        changed[name] = torch.zeros(3)
+    path = tmp_path / "changed.safetensors"
+    save_file(changed, path)
+    tail = name.rsplit(".", 1)[-1]
+    with pytest.raises(WeightsError, match=words) as caught:
+        PrimeDepth.from_pretrained(path, config=NARROW, device="cpu")
+    assert tail in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_models_and_nan_are_refused(narrow_tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    foreign, broken = tmp_path / "vit.safetensors", tmp_path / "nan.safetensors"
+    save_file({"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, foreign)
+    with pytest.raises(WeightsError, match="not a PrimeDepth checkpoint"):
+        PrimeDepth.from_pretrained(foreign, device="cpu")
+    name = "labeller.refiner.out.2.bias"
+    save_file({**narrow_tensors, name: torch.full_like(narrow_tensors[name], torch.nan)}, broken)
+    with pytest.raises(WeightsError, match=r"conv_out\.bias holds NaN"):
+        PrimeDepth.from_pretrained(broken, config=NARROW, device="cpu")
+    with pytest.raises(WeightsError, match="no such weights"):
+        PrimeDepth.from_pretrained(tmp_path / "nothing.ckpt", device="cpu")
+
+
+def test_tiles_keep_to_the_whole(model: PrimeDepth) -> None:
+    image = picture(160, 216, seed=6)
+    tiled = model(image, tile=128)
+    assert tiled.depth.shape == (160, 216) and np.isfinite(tiled.depth).all()
+    assert tiled.provenance.settings["tile"] == 128
+
+
+def test_tiles_of_a_known_map_in_any_scale_give_it_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(2, 1, 6, 8, generator=generator)
+    truth = F.interpolate(coarse, size=(200, 264), mode="bicubic")
+    tiling = Tiling(200, 264, 128)
+    covered = torch.zeros(200, 264)
+    parts = []
+    for top, left, bottom, right in tiling.boxes:
+        covered[top:bottom, left:right] += 1
+        scale = 0.5 + torch.rand(2, 1, 1, 1, generator=generator)
+        shift = torch.randn(2, 1, 1, 1, generator=generator)
+        parts.append(truth[:, :, top:bottom, left:right] * scale + shift)
+    assert covered.min() >= 1 and len(tiling.boxes) > 4
+    torch.testing.assert_close(blend_tiles(parts, tiling, truth), truth, atol=1e-4, rtol=0)
+
+
+class Twin(torch.nn.Module):
+    """An estimator that answers with an affine copy of a known map."""
+
+    def __init__(self, depth: np.ndarray) -> None:
+        super().__init__()
+        self.depth = torch.nn.Parameter(torch.from_numpy(depth)[None] * 7 - 3)
+
+    def forward(self, pixels: torch.Tensor) -> object:
+        size = pixels.shape[-2:]
+        assert size[0] % 14 == 0 and size[1] % 14 == 0
+        out = F.interpolate(self.depth[None], size=size, mode="bilinear", align_corners=False)[0]
+        return type("Output", (), {"predicted_depth": out})
+
+
+def test_averaging_with_an_equal_map_in_another_scale_changes_little(model: PrimeDepth) -> None:
+    image = picture(140, 140, seed=8)
+    alone = model(image).depth
+    both = model(image, second_opinion=SecondOpinion(Twin(alone), "twin", side=140))
+    np.testing.assert_allclose(both.depth, alone, atol=1e-3 * alone.std())
+    assert both.provenance.settings["second_opinion"] == "twin"
+
+
+def test_options_out_of_range_are_refused(model: PrimeDepth) -> None:
+    for options in ({"max_size": 4}, {"tile": 8}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            model(picture(), **options)
+
+
+def test_group_norm_epsilons_are_the_published_ones(model: PrimeDepth) -> None:
+    def epsilons(module: torch.nn.Module) -> set[float]:
+        return {layer.eps for layer in module.modules() if isinstance(layer, torch.nn.GroupNorm)}
+
+    assert (
+        epsilons(model.vae.encoder)
+        == epsilons(model.depth_head)
+        == epsilons(model.segmentation_head)
+        == {1e-5}
+    )
+    for network in (model.unet, model.refiner):
+        for name, layer in network.named_modules():
+            if isinstance(layer, torch.nn.GroupNorm):
+                transformer = "attention" in name
+                assert layer.eps == (1e-6 if transformer else 1e-5), name
+
+
+def test_streaming_reads_no_further_than_the_batch(model: PrimeDepth) -> None:
+    read: list[int] = []
+
+    def photos():
+        for i in range(5):
+            read.append(i)
+            yield load_photo(picture(48, 48, seed=i))
+
+    stream = model.stream(photos(), DepthOptions(), batch_size=2)
+    next(stream)
+    assert read == [0, 1]
+    assert len(list(stream)) == 4
