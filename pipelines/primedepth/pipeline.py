@@ -154,8 +154,8 @@ class PrimeDepth(DiffusionPipeline):
         if isinstance(tower, (str, Path)):
             components["text_encoder"] = load_text_tower(tower, dtype=dtype, load=False)
         networks.update(components)
-        for name in ("vae", "unet"):
-            networks[name] = share(networks[name])
+        for shared in ("vae", "unet"):
+            networks[shared] = share(networks[shared])
         pipeline = cls(**networks)
         pipeline.weights_name, pipeline.weights_sha256 = name, loading.fingerprint(path)
         pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)

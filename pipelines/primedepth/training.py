@@ -64,6 +64,7 @@ class PrimeDepthRecipe:
         refiner_channels: handed from the refiner to the heads.
         head_channels, head_layers, head_groups: of the heads.
         head_dim: size of the refiner's attention heads.
+        ratio: width of the refiner relative to the UNet.
         crops: (height, width, images) of the batches that take turns.
         lr: peak learning rate of refiner and heads.
         unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
@@ -87,6 +88,7 @@ class PrimeDepthRecipe:
     head_dim: int
     crops: tuple[tuple[int, int, int], ...]
     lr: float
+    ratio: float = 0.5
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
     denoising_every: int = 1
@@ -111,6 +113,7 @@ MINI = PrimeDepthRecipe(
     head_dim=16,
     crops=((96, 128, 10), (112, 112, 10), (96, 144, 10), (96, 128, 10)),
     lr=6e-4,
+    ratio=0.25,
     unet_lr=0.7,
     denoising_weight=0.2,
     denoising_every=2,
@@ -208,7 +211,10 @@ class PrimeDepthTask(Task):
         recipe = self._recipe
         self.unet: Any = load_module(UNet2DConditionModel, component_folder(self.init, "unet"))
         self.refiner: Any = self._part("refiner", PreimageRefiner) or PreimageRefiner.for_unet(
-            dict(self.unet.config), num_head_channels=recipe.head_dim, out_channels=recipe.refiner_channels
+            dict(self.unet.config),
+            ratio=recipe.ratio,
+            num_head_channels=recipe.head_dim,
+            out_channels=recipe.refiner_channels,
         )
         self.depth_head: Any = self._part("depth_head", PredictionHead) or self._new_head(3)
         self.segmentation_head: Any = self._part("segmentation_head", PredictionHead) or self._new_head(
