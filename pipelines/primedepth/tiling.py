@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vision3d.geometry.affine import fit_scale_shift
+
 
 def _starts(length: int, tile: int) -> list[int]:
     """Starts (multiples of 8) of equal tiles that cover ``length`` with at least a quarter of overlap."""
@@ -36,19 +38,6 @@ class Tiling:
         ]
 
 
-def fit_scale_shift(values: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares scale and shift per row that take ``values`` (B, N) to ``reference`` (B, N), each ``(B, 1)``.
-
-    A tile whose best scale is not positive keeps scale 1 (it is flat, or contradicts the whole): only shifted.
-    """
-    mean_v, mean_r = values.mean(1, keepdim=True), reference.mean(1, keepdim=True)
-    variance = (values - mean_v).square().mean(1, keepdim=True)
-    covariance = ((values - mean_v) * (reference - mean_r)).mean(1, keepdim=True)
-    scale = covariance / variance.clamp_min(1e-12)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return scale, mean_r - scale * mean_v
-
-
 def blend_tiles(parts: Sequence[Tensor], tiling: Tiling, reference: Tensor) -> Tensor:
     """One map ``(B, 1, H, W)`` from tiles fitted to ``reference`` and cross-faded where they overlap.
 
@@ -60,8 +49,13 @@ def blend_tiles(parts: Sequence[Tensor], tiling: Tiling, reference: Tensor) -> T
     total, weight = torch.zeros_like(reference), torch.zeros_like(reference)
     for (top, left, bottom, right), part in zip(tiling.boxes, parts, strict=True):
         window = (slice(None), slice(None), slice(top, bottom), slice(left, right))
-        scale, shift = fit_scale_shift(part.flatten(1), reference[window].flatten(1))
-        fitted = part * scale[..., None, None] + shift[..., None, None]
+        scale, shift = fit_scale_shift(part[:, 0], reference[window][:, 0])
+        if (scale <= 0).any():  # flat, or contradicting the whole: it is only shifted
+            flat = scale <= 0
+            scale = torch.where(flat, 1.0, scale)
+            means = (reference[window] - part).mean((1, 2, 3))[:, None, None]
+            shift = torch.where(flat, means, shift)
+        fitted = part * scale[:, None] + shift[:, None]
         ramp = torch.outer(_ramp(bottom - top), _ramp(right - left)).to(fitted)
         total[window] += fitted * ramp
         weight[window] += ramp

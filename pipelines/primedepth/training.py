@@ -25,6 +25,7 @@ from typing_extensions import override
 from vision3d.backbone.schedule import PredictionType, add_noise
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.errors import InputError
+from vision3d.geometry.affine import fit_scale_shift
 from vision3d.io.files import atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
 from vision3d.training.checkpoint import export_component
@@ -401,17 +402,6 @@ def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
 def _to_size(inverse: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Targets cut to what the head covers (sizes that are no multiple of 8 lose the remainder)."""
     return inverse[:, : size[0], : size[1]], valid[:, : size[0], : size[1]]
-
-
-def fit_scale_shift(prediction: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares scale and shift (B, 1, 1) from prediction to target over valid pixels; all (B, H, W)."""
-    weight = valid.to(prediction)
-    count = weight.sum((1, 2), keepdim=True).clamp_min(1)
-    mean_p = (prediction * weight).sum((1, 2), keepdim=True) / count
-    mean_t = (target * weight).sum((1, 2), keepdim=True) / count
-    p, t = (prediction - mean_p) * weight, (target - mean_t) * weight
-    scale = (p * t).sum((1, 2), keepdim=True) / p.square().sum((1, 2), keepdim=True).clamp_min(1e-8)
-    return scale, mean_t - scale * mean_p
 
 
 def relative_error(prediction: Tensor, target: Tensor, valid: Tensor, cap: float = 1.0) -> Tensor:
