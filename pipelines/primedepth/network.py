@@ -80,6 +80,21 @@ def decoder_positions(config: dict[str, Any]) -> list[DecoderPosition]:
     return positions
 
 
+class PixelGroupNorm(nn.GroupNorm):
+    """GroupNorm that also takes a single pixel with a channel per group, where torch's module refuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised ``x``, ``(B, C, h, w)`` with any h * w >= 1."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def allow_single_pixels(module: nn.Module) -> None:
+    """Lets every GroupNorm inside take 1 x 1 inputs, which occur at the lowest level of small images."""
+    for layer in module.modules():
+        if type(layer) is nn.GroupNorm:
+            layer.__class__ = PixelGroupNorm
+
+
 class RefinerBlock(nn.Module):
     """One decoder block of the refiner: ResNet, transformer and upsampler, the last two where the UNet has them."""
 
@@ -92,14 +107,15 @@ class RefinerBlock(nn.Module):
         head_channels: int | None,
         upsamples: bool,
         linear_projection: bool,
+        max_groups: int = 32,
     ) -> None:
         super().__init__()
-        groups = largest_divisor(out_channels, 32)
+        groups = largest_divisor(out_channels, max_groups)
         self.resnet = ResnetBlock2D(
             in_channels=in_channels,
             out_channels=out_channels,
             temb_channels=time_channels,
-            groups=largest_divisor(in_channels, 32),
+            groups=largest_divisor(in_channels, max_groups),
             groups_out=groups,
             eps=1e-5,
         )
@@ -116,6 +132,7 @@ class RefinerBlock(nn.Module):
                 use_linear_projection=linear_projection,
             )
         self.upsampler = Upsample2D(out_channels, use_conv=True) if upsamples else None
+        allow_single_pixels(self)
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """Block output before its upsampler, ``(B, out_channels, h, w)``."""
@@ -135,6 +152,7 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
         num_head_channels: size of the refiner's attention heads (or the largest divisor of the width below it).
         tokens: text tokens, each of which has a cross-attention map.
         out_channels: channels handed to the heads.
+        max_groups: groups of every GroupNorm: the largest divisor of its channels that is no more than this.
     """
 
     _supports_gradient_checkpointing = True
@@ -157,6 +175,7 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
         num_head_channels: int = 64,
         tokens: int = 77,
         out_channels: int = 512,
+        max_groups: int = 32,
     ) -> None:
         super().__init__()
         positions = decoder_positions(dict(self.config))
@@ -186,10 +205,11 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
                     head_channels=num_head_channels if position.attends else None,
                     upsamples=position.upsamples,
                     linear_projection=use_linear_projection,
+                    max_groups=max_groups,
                 )
             )
             state = width
-        self.norm_out = nn.GroupNorm(largest_divisor(state, 32), state, eps=1e-5)
+        self.norm_out = PixelGroupNorm(largest_divisor(state, max_groups), state, eps=1e-5)
         self.conv_out = nn.Conv2d(state, out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 

@@ -66,6 +66,7 @@ class PrimeDepthRecipe:
         head_channels, head_layers, head_groups: of the heads.
         head_dim: size of the refiner's attention heads.
         ratio: width of the refiner relative to the UNet.
+        max_groups: of the refiner's norms.
         crops: (height, width, images) of the batches that take turns.
         lr: peak learning rate of refiner and heads.
         unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
@@ -90,6 +91,7 @@ class PrimeDepthRecipe:
     crops: tuple[tuple[int, int, int], ...]
     lr: float
     ratio: float = 0.5
+    max_groups: int = 32
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
     denoising_every: int = 1
@@ -108,13 +110,14 @@ class PrimeDepthRecipe:
 
 MINI = PrimeDepthRecipe(
     refiner_channels=64,
-    head_channels=(16, 32, 48, 64),
+    head_channels=(16, 24, 32, 48),
     head_layers=1,
-    head_groups=8,
+    head_groups=4,
     head_dim=16,
-    crops=((96, 128, 10), (112, 112, 10), (96, 144, 10), (96, 128, 10)),
-    lr=6e-4,
+    crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (72, 96, 8)),
+    lr=8e-4,
     ratio=0.25,
+    max_groups=4,
     unet_lr=0.7,
     denoising_weight=0.2,
     denoising_every=2,
@@ -124,7 +127,7 @@ MINI = PrimeDepthRecipe(
     caption_dropout=0.9,
     sky="far",
     scale=(0.7, 1.0),
-    max_size=128,
+    max_size=96,
     world=(120, 160),
     warmup=200,
     ema=0.998,
@@ -134,9 +137,9 @@ PRESETS = {
     # second stage of the mini: finer crops, from the first stage's export
     "mini-fine": replace(
         MINI,
-        crops=((120, 160, 8), (120, 120, 8), (104, 160, 8), (120, 160, 8)),
-        lr=3e-4,
-        max_size=160,
+        crops=((96, 128, 5), (112, 112, 5), (96, 144, 5), (96, 128, 5)),
+        lr=5e-4,
+        max_size=128,
         warmup=100,
     ),
     # Hypersim crops and Virtual KITTI crops in turn, after pre-training on pseudo labels at 512 x 512
@@ -214,6 +217,7 @@ class PrimeDepthTask(Task):
         self.refiner: Any = self._part("refiner", PreimageRefiner) or PreimageRefiner.for_unet(
             dict(self.unet.config),
             ratio=recipe.ratio,
+            max_groups=recipe.max_groups,
             num_head_channels=recipe.head_dim,
             out_channels=recipe.refiner_channels,
         )

@@ -250,7 +250,7 @@ class Trainer:
     # Set-up ---------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         settings = self.settings
         device = resolve_device(settings.device)
@@ -264,6 +264,8 @@ class Trainer:
             cpu=device.type == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             gradient_accumulation_steps=settings.accumulate,
+            # a task may leave parts out of some steps
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         _seed_everything(settings.seed)
         self.task.device = self.accelerator.device

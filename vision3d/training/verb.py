@@ -26,7 +26,6 @@ TASKS = {
 """Where each task's class is; loaded when it is trained."""
 
 TaskName = Literal["prior-vae", "prior-unet", "primedepth"]
-Preset = Literal["mini", "full"]
 
 
 def load_task(name: str, options: TaskOptions) -> Task:
@@ -40,7 +39,7 @@ def load_task(name: str, options: TaskOptions) -> Task:
 def train(
     task: Annotated[TaskName, tyro.conf.Positional],
     out: Path,
-    preset: Preset = "mini",
+    preset: str = "mini",
     data: Path | None = None,
     init: Path | None = None,
     steps: int | None = None,
@@ -68,7 +67,8 @@ def train(
     Args:
         task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, or PrimeDepth.
         out: output folder.
-        preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe.
+        preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
+            more, which an unknown name lists.
         data: folder of rendered scenes; without it they are rendered while training.
         init: folder of weights to start from, e.g. the export of the task before.
         steps: optimiser steps of the whole run, counted over resumptions.
