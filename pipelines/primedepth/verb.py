@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -132,7 +132,7 @@ class Loader:
         from vision3d.pipelines.primedepth.ensemble import SecondOpinion
         from vision3d.pipelines.primedepth.pipeline import PrimeDepth
 
-        others = {} if self.text_encoder is None else {"text_encoder": self.text_encoder}
+        others: dict[str, Any] = {} if self.text_encoder is None else {"text_encoder": self.text_encoder}
         pipeline = PrimeDepth.from_pretrained(
             self.weights, torch_dtype=self.options.dtype, device=self.device, memory=self.memory, **others
         )
