@@ -139,6 +139,7 @@ class _Download:
         self.part = target.with_name(target.name + ".part")
         self.note = target.with_name(target.name + ".part.json")
         self._shown = 0
+        self._total: int | None = None
         self._opener = urllib.request.build_opener(_Redirects)
 
     def run(self) -> str:
@@ -186,7 +187,8 @@ class _Download:
             _Retry: the connection broke or the server was not able to.
             _Unavailable: the server will not.
         """
-        version, have = self._known(), self._have()
+        version = self._known()
+        self._total, have = version.total, self._have()
         self._show(have)
         if have and version.total == have:
             return
@@ -207,6 +209,7 @@ class _Download:
             raise _Retry(_reason(error)) from error
         with response:
             offset, version = self._offered(response, have)
+            self._total = version.total
             if offset == 0:
                 self._discard()
                 with output_errors(self.note):
@@ -301,8 +304,7 @@ class _Download:
         Raises:
             _Wrong: it is not the published file.
         """
-        have, total = self._have(), self._known().total
-        wanted = self.size if self.size is not None else total
+        have, wanted = self._have(), self.size if self.size is not None else self._total
         if wanted is not None and have != wanted:
             raise _Wrong(f"{have} bytes came instead of {wanted}")
         digest = sha256_file(self.part)
