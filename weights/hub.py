@@ -71,28 +71,31 @@ def list_files(checkpoint: Checkpoint, repo: str) -> Listing:
 
 
 def cached_files(checkpoint: Checkpoint, repo: str) -> Listing:
-    """The same, of what is in the local cache already.
+    """The same, of what is in the local cache already: the revision that is asked for, else the newest.
 
     Raises:
         Refused: it is not, or not all of it.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
 
-    with _refusals(repo):
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=checkpoint.revision,
-                local_files_only=True,
-                allow_patterns=[file.path for file in checkpoint.files] or list(checkpoint.patterns),
-                ignore_patterns=list(checkpoint.ignore) or None,
-            )
-        )
-    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    paths = [path for path in paths if checkpoint.wants(path)]
-    _all_there(checkpoint, repo, paths)
-    files = tuple(HubFile(path, (folder / path).stat().st_size, "") for path in paths)
-    return Listing(repo, folder.name, files)
+    refusal: Refused = Unreachable("HF_HUB_OFFLINE is set")
+    try:
+        cached = scan_cache_dir().repos
+    except CacheNotFound:
+        raise refusal from None
+    revisions = [r for c in cached if c.repo_id == repo and c.repo_type == "model" for r in c.revisions]
+    revisions.sort(key=lambda r: (checkpoint.revision in {*r.refs, r.commit_hash}, r.last_modified))
+    for revision in reversed(revisions):
+        there = {f.file_path.relative_to(revision.snapshot_path).as_posix(): f for f in revision.files}
+        files = [HubFile(p, f.size_on_disk, "") for p, f in sorted(there.items()) if checkpoint.wants(p)]
+        try:
+            _all_there(checkpoint, repo, [file.path for file in files])
+        except Refused as error:
+            refusal = Unreachable(f"HF_HUB_OFFLINE is set, and of the cached files, {error}")
+            continue
+        return Listing(repo, revision.commit_hash, tuple(files))
+    raise refusal
 
 
 def _all_there(checkpoint: Checkpoint, repo: str, paths: list[str]) -> None:
@@ -193,6 +196,12 @@ def _refusals(repo: str) -> Iterator[None]:
         raise Unreachable("HF_HUB_OFFLINE is set" if offline else "the hub does not answer") from error
     except errors.HfHubHTTPError as error:
         code = getattr(error.response, "status_code", None)
+        if code == 404:
+            raise Refused(f"{repo} is not there (withdrawn, private or misspelt)") from error
+        if code in (401, 403):
+            raise Refused(
+                f"{repo} wants a login: `hf auth login`, and its terms accepted at {page}"
+            ) from error
         raise Refused(f"{repo}: the hub answers {code}") from error
     except WeightsError:
         raise
@@ -205,8 +214,6 @@ def _refusals(repo: str) -> Iterator[None]:
         family = type(error).__module__.partition(".")[0]
         if family.startswith("http") or family in ("requests", "urllib3"):
             raise Unreachable(_plain(error)) from error
-        if type(error).__name__ == "CachedRepoTreeNotFoundError":
-            raise Unreachable("HF_HUB_OFFLINE is set") from error
         if isinstance(error, (errors.HFValidationError, ValueError)):
             raise Refused(f"{repo}: {_plain(error)}") from error
         raise
