@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers import __version__ as diffusers_version
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vision3d.backbone import keymap
@@ -280,17 +279,46 @@ def _write(
     return result
 
 
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """One safetensors file; tensors that share storage are written apart."""
-    seen: set[int] = set()
-    plain: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        value = value.detach().contiguous()
-        storage = value.untyped_storage()
-        shares = storage.data_ptr() in seen or storage.nbytes() != value.numel() * value.element_size()
-        seen.add(storage.data_ptr())
-        plain[name] = value.clone() if shares else value
-    save_file(plain, path, metadata={"format": "pt"})
+    """Writes a safetensors file one tensor after the other.
+
+    The tensors are views of a mapped file, which safetensors' own writer would have to be given as copies.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps all aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        value = tensors[name]
+        if value.dtype not in _DTYPES:
+            raise WeightsError(f"{name}: tensors of type {value.dtype} are not written")
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {
+            "dtype": _DTYPES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            value = tensors[name].detach().contiguous()
+            if value.numel():
+                file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _has_published_vocabulary(parts: Mapping[str, _Component]) -> bool:

@@ -171,7 +171,7 @@ def test_primedepth_files_survive_both_ways_and_predict_the_same(primedepth_tens
         PrimeDepth.from_pretrained(source, config=config, device="cpu")(image).depth
         for source, config in ((file, NARROW), (tmp_path / "folder", None))
     ]
-    assert np.array_equal(*depths)
+    np.testing.assert_allclose(*depths, atol=1e-5)  # mapped at other addresses, summed in another order
 
 
 def test_mistakes_are_said(tmp_path) -> None:
