@@ -6,6 +6,7 @@ Here its files are chosen, and its many errors become one line each.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vision3d.errors import WeightsError
+from vision3d.io.files import as_output_error
 from vision3d.weights.manifest import Checkpoint, is_plain_path
 
 
@@ -206,8 +208,10 @@ def _refusals(repo: str) -> Iterator[None]:
     except WeightsError:
         raise
     except OSError as error:
-        if error.errno is not None and error.filename is not None:
-            raise  # the disk, not the hub
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            from huggingface_hub import constants
+
+            raise as_output_error(error, Path(constants.HF_HUB_CACHE)) from error
         raise Unreachable(_plain(error)) from error
     except Exception as error:
         # The HTTP library below huggingface_hub has an exception family of its own, and has changed once.

@@ -601,6 +601,10 @@ def _matches(checkpoint: Checkpoint, source: Path) -> dict[str, Path]:
     parts = source.as_posix()
     if longest := [path for path in named if parts.endswith("/" + path)]:
         return {longest[0]: source}
+    if len(named) > 1:
+        raise InputError(
+            f"{source.name}: this can be {' or '.join(named)}", "give the folder that holds them"
+        )
     if checkpoint.patterns and checkpoint.wants(source.name):
         return {source.name: source}
     only = checkpoint.files[0] if len(checkpoint.files) == 1 else None

@@ -265,6 +265,10 @@ def test_a_wrong_file_from_a_persons_hand_is_refused_by_name(demo, blob, tmp_pat
         registry.take("demo", [foreign])
     with pytest.raises(InputError, match="no such file"):
         registry.take("demo", [tmp_path / "nothing.bin"])
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    with pytest.raises(InputError, match=r"text_encoder/config\.json or unet/config\.json"):
+        registry.take("sd21", [config])
     with pytest.raises(WeightsError, match="none of the files of demo"):
         registry.take("demo", [tmp_path.joinpath("empty").mkdir() or tmp_path / "empty"])
     assert registry.pulled("demo") is None
