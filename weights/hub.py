@@ -36,11 +36,20 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a checkpoint in one repository at one commit."""
+    """The files of a checkpoint in one repository at one commit.
+
+    Attributes:
+        repo: as ``owner/name``.
+        commit: its 40 digits.
+        files: those that belong to the checkpoint.
+        revision: under which the commit is asked for; a branch, so that other programs find the files in the
+            cache under that name, too.
+    """
 
     repo: str
     commit: str
     files: tuple[HubFile, ...]
+    revision: str
 
 
 class Refused(Exception):
@@ -69,7 +78,7 @@ def list_files(checkpoint: Checkpoint, repo: str) -> Listing:
             sha256 = sibling.lfs.sha256 if sibling.lfs is not None else ""
             files.append(HubFile(sibling.rfilename, sibling.size, sha256))
     _all_there(checkpoint, repo, [file.path for file in files])
-    return Listing(repo, info.sha or checkpoint.revision, tuple(files))
+    return Listing(repo, info.sha or checkpoint.revision, tuple(files), checkpoint.revision)
 
 
 def cached_files(checkpoint: Checkpoint, repo: str) -> Listing:
@@ -96,7 +105,7 @@ def cached_files(checkpoint: Checkpoint, repo: str) -> Listing:
         except Refused as error:
             refusal = Unreachable(f"HF_HUB_OFFLINE is set, and of the cached files, {error}")
             continue
-        return Listing(repo, revision.commit_hash, tuple(files))
+        return Listing(repo, revision.commit_hash, tuple(files), revision.commit_hash)
     raise refusal
 
 
@@ -123,16 +132,19 @@ def fetch(listing: Listing, file: HubFile, *, again: bool, advance: Callable[[in
     from huggingface_hub import hf_hub_download
 
     with _refusals(listing.repo):
-        return Path(
+        path = Path(
             hf_hub_download(
                 listing.repo,
                 file.path,
-                revision=listing.commit,
+                revision=listing.revision,
                 force_download=again,
                 library_name="vision3d",
                 tqdm_class=_reporting(advance),
             )
         )
+    if listing.commit not in path.parts:
+        raise Refused(f"{listing.repo} was changed while it was pulled; pull it once more")
+    return path
 
 
 def _reporting(advance: Callable[[int], None]) -> Any:

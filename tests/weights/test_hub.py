@@ -74,6 +74,7 @@ def test_files_come_through_the_hub_cache_and_are_linked(vision3d, server, hub, 
     assert not (root / "README.md").exists()
     hf = Path(os.environ["HF_HOME"])
     assert (root / "net.safetensors").resolve().is_relative_to(hf.resolve())
+    assert (hf / "hub" / "models--someone--demo" / "refs" / "main").read_text() == COMMIT
     record = json.loads((home / "weights" / "demo" / "record.json").read_text())
     assert record["revision"] == COMMIT and record["source"] == "someone/demo"
     assert record["files"]["net.safetensors"]["published"] is True
