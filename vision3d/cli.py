@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "train": ("vision3d.training.verb:train", "train a method on the procedural world"),
     "evaluate": ("vision3d.evaluation.verb:evaluate", "measure a method on a data set"),
+    "weights": ("vision3d.weights.verb:weights", "find, pull, verify and convert the published weights"),
     "parity": (
         "vision3d.evaluation.parity.runner:parity",
         "compare with stored outputs of the published code",
