@@ -35,6 +35,9 @@ def export_component(module: nn.Module, folder: Path, dtype: torch.dtype = torch
             )
     with staged_folder(folder, last="config.json") as temporary, _no_library_bars():
         rounded.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
+        config = json.loads((temporary / "config.json").read_text())
+        config.pop("_name_or_path", None)  # a path of the machine that trained
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
