@@ -3,7 +3,8 @@
 As published the prior is frozen. The authors released no training code; losses, optimiser and schedule are ours,
 after MiDaS: trimmed scale-and-shift-invariant L1 on inverse depth, multi-scale gradient matching, and cross entropy
 for the segmentation head. The mini prior, trained for minutes and not for GPU years, is too weak to be left frozen:
-its preset tunes the UNet along, with the denoising loss kept in the sum so that it stays a denoiser.
+its preset tunes UNet and autoencoder along, with the denoising and the reconstruction loss kept in the sum so
+that they stay a denoiser and an autoencoder (of photographs and, for methods that predict them, of normal maps).
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ from vision3d.training.data import (
     describe_source,
     open_source,
 )
-from vision3d.training.losses import affine_invariant_loss, segmentation_loss
+from vision3d.training.losses import (
+    affine_invariant_loss,
+    kl_to_standard_normal,
+    reconstruction_loss,
+    segmentation_loss,
+)
 from vision3d.training.prior import (
     Tokenised,
     TurnTaking,
@@ -72,6 +78,10 @@ class PrimeDepthRecipe:
         unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
         denoising_weight: of the denoising loss that keeps a tuned UNet a denoiser.
         denoising_every: it is computed on every n-th step.
+        vae_lr: learning rate of the autoencoder relative to ``lr``; 0 keeps it frozen, as published.
+        reconstruction_weight: of the reconstruction loss that keeps a tuned autoencoder an autoencoder.
+        reconstruction_every: it is computed on every n-th step.
+        kl_weight: of the KL term, relative to the reconstruction loss.
         gradient_weight: of gradient matching.
         relative_weight: of the relative error after a least-squares fit, which is what AbsRel measures.
         segmentation_weight: of cross entropy.
@@ -95,6 +105,10 @@ class PrimeDepthRecipe:
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
     denoising_every: int = 1
+    vae_lr: float = 0.0
+    reconstruction_weight: float = 0.0
+    reconstruction_every: int = 1
+    kl_weight: float = 5e-4
     gradient_weight: float = 0.5
     relative_weight: float = 0.0
     segmentation_weight: float = 0.1
@@ -110,18 +124,20 @@ class PrimeDepthRecipe:
 
 MINI = PrimeDepthRecipe(
     refiner_channels=64,
-    head_channels=(16, 24, 32, 48),
+    head_channels=(8, 16, 32, 48),
     head_layers=1,
     head_groups=4,
     head_dim=16,
-    crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (72, 96, 8)),
-    lr=8e-4,
-    ratio=0.25,
+    crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (72, 96, 16)),
+    lr=1.2e-3,
     max_groups=4,
-    unet_lr=0.7,
+    unet_lr=1.0,
     denoising_weight=0.2,
-    denoising_every=2,
-    relative_weight=0.5,
+    denoising_every=4,
+    vae_lr=1.0,
+    reconstruction_weight=2.0,
+    reconstruction_every=4,
+    relative_weight=1.0,
     segmentation_weight=0.2,
     segmentation_every=8,
     caption_dropout=0.9,
@@ -134,14 +150,8 @@ MINI = PrimeDepthRecipe(
 )
 PRESETS = {
     "mini": MINI,
-    # second stage of the mini: finer crops, from the first stage's export
-    "mini-fine": replace(
-        MINI,
-        crops=((96, 128, 5), (112, 112, 5), (96, 144, 5), (96, 128, 5)),
-        lr=5e-4,
-        max_size=128,
-        warmup=100,
-    ),
+    # first stage of the mini: small crops, of which many more are seen in the same time
+    "mini-coarse": replace(MINI, crops=((48, 64, 24), (56, 56, 24), (48, 72, 24), (48, 64, 24)), max_size=64),
     # Hypersim crops and Virtual KITTI crops in turn, after pre-training on pseudo labels at 512 x 512
     "full": PrimeDepthRecipe(
         refiner_channels=512,
@@ -237,7 +247,10 @@ class PrimeDepthTask(Task):
         }
         if recipe.unet_lr:
             trained["unet"] = self.unet
-        return nn.ModuleDict(trained)
+        if recipe.vae_lr:
+            self.vae.requires_grad_(True).train()
+            trained["vae"] = self.vae
+        return nn.ModuleDict(trained).to(memory_format=torch.channels_last)
 
     def _part(self, name: str, cls: type) -> Any:
         return load_module(cls, self.init / name) if (self.init / name / "config.json").is_file() else None
@@ -250,25 +263,24 @@ class PrimeDepthTask(Task):
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
-        return (
-            (self.vae, self.text_encoder)
-            if self._recipe.unet_lr
-            else (self.vae, self.text_encoder, self.unet)
-        )
+        tuned = (self._recipe.vae_lr, self._recipe.unet_lr, 0.0)
+        parts = (self.vae, self.unet, self.text_encoder)
+        return [part for part, lr in zip(parts, tuned, strict=True) if not lr]
 
     @override
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         parts = dict(model.items())  # type: ignore[operator]
-        unet = parts.pop("unet", None)
+        scales = {"unet": self._recipe.unet_lr, "vae": self._recipe.vae_lr}
+        prior = {name: parts.pop(name) for name in scales if name in parts}
         groups = super().parameter_groups(nn.ModuleDict(parts))
-        if unet is not None:
-            scale = self._recipe.unet_lr
-            groups += [{**group, "lr_scale": scale} for group in super().parameter_groups(unet)]
+        for name, module in prior.items():
+            groups += [{**group, "lr_scale": scales[name]} for group in super().parameter_groups(module)]
         return groups
 
     @override
     def batches(self) -> Batches:
         recipe, seed = self._recipe, self.options.seed
+        fields = ("image", "depth", "semantic", "caption", *(("normals",) if recipe.vae_lr else ()))
         members = [
             Tokenised(
                 WorldBatches(
@@ -276,7 +288,7 @@ class PrimeDepthTask(Task):
                     count,
                     (height, width),
                     seed=seed + 7919 * i,
-                    fields=("image", "depth", "semantic", "caption"),
+                    fields=fields,
                     scale=recipe.scale,
                 ),
                 self.tokenizer,
@@ -287,10 +299,15 @@ class PrimeDepthTask(Task):
         ]
         return TurnTaking(members)
 
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior; without gradient where the autoencoder is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._recipe.vae_lr > 0):
+            mean, logvar = encode_moments(self.vae, images.contiguous(memory_format=torch.channels_last))
+        return mean, logvar
+
     def latents(self, images: Tensor) -> Tensor:
-        """Scaled posterior means, without gradient."""
-        with torch.no_grad():
-            return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
+        """Scaled posterior means."""
+        return self.moments(images)[0] * self.vae.config.scaling_factor
 
     def context(self, tokens: Tensor) -> Tensor:
         """Text states (B, 77, width), without gradient."""
@@ -305,7 +322,8 @@ class PrimeDepthTask(Task):
     @override
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self._recipe
-        latents = self.latents(batch["image"])
+        mean, logvar = self.moments(batch["image"])
+        latents = mean * self.vae.config.scaling_factor
         context = self.context(batch["tokens"])
         refined = self.refined(latents, context, generator)
         prediction = self.depth_head(refined).float().mean(dim=1)
@@ -325,10 +343,33 @@ class PrimeDepthTask(Task):
             loss = loss + recipe.segmentation_weight * entropy
             metrics["entropy"] = entropy.detach()
         if recipe.unet_lr and recipe.denoising_weight and step % recipe.denoising_every == 0:
-            denoising = denoising_loss(self.unet, latents, context, generator, self.prediction_type).mean()
+            # the autoencoder must not learn latents that are easy to denoise
+            denoising = denoising_loss(
+                self.unet, latents.detach(), context, generator, self.prediction_type
+            ).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
+        if recipe.vae_lr and recipe.reconstruction_weight and step % recipe.reconstruction_every == 0:
+            reconstruction = self._reconstruction(batch, mean, logvar, generator)
+            loss = loss + recipe.reconstruction_weight * reconstruction
+            metrics["reconstruction"] = reconstruction.detach()
         return loss, metrics
+
+    def _reconstruction(
+        self, batch: Batch, mean: Tensor, logvar: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Loss of the autoencoder on half of the photographs and half of the normal maps."""
+        half = (len(mean) + 1) // 2
+        normals = normal_picture(batch["normals"][half:])
+        normal_mean, normal_logvar = self.moments(normals)
+        mean = torch.cat([mean[:half], normal_mean]).float()
+        logvar = torch.cat([logvar[:half], normal_logvar]).float()
+        target = torch.cat([batch["image"][:half], normals]) * 2 - 1
+        latents = mean + (0.5 * logvar).exp() * noise(mean.shape, generator, mean.device)
+        output = self.vae.decode(latents).sample.float()
+        target = target[..., : output.shape[-2], : output.shape[-1]]
+        loss, _ = reconstruction_loss(output, target)
+        return loss + self._recipe.kl_weight * kl_to_standard_normal(mean, logvar)
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -401,6 +442,11 @@ def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
     known = torch.isfinite(depth) & (depth > 1e-3)
     inverse = torch.where(known, 1 / depth.clamp_min(1e-3), torch.zeros_like(depth))
     return inverse, known | torch.isinf(depth) if sky == "far" else known
+
+
+def normal_picture(normals: Tensor) -> Tensor:
+    """Normals (B, 3, H, W) in the OpenCV camera frame as pictures in [0, 1]: x left, y up, z to the viewer."""
+    return (1 - normals) / 2
 
 
 def _to_size(inverse: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -305,7 +305,7 @@ class UnetRecipe:
 
 UNET_PRESETS = {
     "mini": UnetRecipe(
-        channels=(48, 64, 96, 96),
+        channels=(32, 48, 64, 64),
         head_dim=16,
         groups=16,
         text_width=64,
