@@ -354,7 +354,7 @@ class PrimeDepth(DiffusionPipeline):
     ) -> tuple[Tensor | None, Tensor]:
         """Noise of the posterior (None: its mean is taken) and of the diffusion step, drawn in turn on the CPU."""
         source = generator or torch.Generator().manual_seed(options.seed)
-        shape = (1, 4, size[0] // 8, size[1] // 8)
+        shape = (1, self.vae.config.latent_channels, size[0] // 8, size[1] // 8)
         posterior = None if options.deterministic else torch.randn(shape, generator=source)
         return posterior, torch.randn(shape, generator=source)
 

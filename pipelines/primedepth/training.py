@@ -9,7 +9,6 @@ that they stay a denoiser and an autoencoder (of photographs and, for methods th
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from typing_extensions import override
 
-from vision3d.backbone.schedule import PredictionType, add_noise
+from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.errors import InputError
 from vision3d.geometry.affine import fit_scale_shift
@@ -41,18 +40,21 @@ from vision3d.training.data import (
 )
 from vision3d.training.losses import (
     affine_invariant_loss,
-    kl_to_standard_normal,
-    reconstruction_loss,
+    inverse_depth,
+    normal_picture,
+    relative_error,
     segmentation_loss,
 )
 from vision3d.training.prior import (
     Tokenised,
     TurnTaking,
+    autoencoding_loss,
     checksums,
     clip_tokenizer,
     component_folder,
     denoising_loss,
     load_module,
+    prediction_type_of,
     preset,
     read_vocabulary,
     tokenise,
@@ -203,6 +205,7 @@ class PrimeDepthTask(Task):
         from transformers import CLIPTextModel
 
         self.text_encoder: Any = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
+        self.prediction_type = prediction_type_of(self.init)
         self._held: dict[str, Tensor] | None = None
 
     @classmethod
@@ -350,32 +353,13 @@ class PrimeDepthTask(Task):
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
         if recipe.vae_lr and recipe.reconstruction_weight and step % recipe.reconstruction_every == 0:
-            reconstruction = self._reconstruction(batch, mean, logvar, generator)
+            normals = normal_picture(batch["normals"])
+            reconstruction = autoencoding_loss(
+                self.vae, batch["image"], mean, logvar, normals, generator, recipe.kl_weight
+            )
             loss = loss + recipe.reconstruction_weight * reconstruction
             metrics["reconstruction"] = reconstruction.detach()
         return loss, metrics
-
-    def _reconstruction(
-        self, batch: Batch, mean: Tensor, logvar: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Loss of the autoencoder on half of the photographs and half of the normal maps."""
-        half = (len(mean) + 1) // 2
-        normals = normal_picture(batch["normals"][half:])
-        normal_mean, normal_logvar = self.moments(normals)
-        mean = torch.cat([mean[:half], normal_mean]).float()
-        logvar = torch.cat([logvar[:half], normal_logvar]).float()
-        target = torch.cat([batch["image"][:half], normals]) * 2 - 1
-        latents = mean + (0.5 * logvar).exp() * noise(mean.shape, generator, mean.device)
-        output = self.vae.decode(latents).sample.float()
-        target = target[..., : output.shape[-2], : output.shape[-1]]
-        loss, _ = reconstruction_loss(output, target)
-        return loss + self._recipe.kl_weight * kl_to_standard_normal(mean, logvar)
-
-    @property
-    def prediction_type(self) -> PredictionType:
-        """What the prior's UNet predicts."""
-        file = self.init / "scheduler" / "scheduler_config.json"
-        return json.loads(file.read_text())["prediction_type"] if file.is_file() else "epsilon"
 
     def _held_out(self) -> dict[str, Tensor]:
         if self._held is None:
@@ -437,35 +421,9 @@ class PrimeDepthTask(Task):
         }
 
 
-def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
-    """Inverse depth (B, H, W) in 1/m and its validity; sky (infinite depth) is 0 and valid only for ``far``."""
-    known = torch.isfinite(depth) & (depth > 1e-3)
-    inverse = torch.where(known, 1 / depth.clamp_min(1e-3), torch.zeros_like(depth))
-    return inverse, known | torch.isinf(depth) if sky == "far" else known
-
-
-def normal_picture(normals: Tensor) -> Tensor:
-    """Normals (B, 3, H, W) in the OpenCV camera frame as pictures in [0, 1]: x left, y up, z to the viewer."""
-    return (1 - normals) / 2
-
-
 def _to_size(inverse: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Targets cut to what the head covers (sizes that are no multiple of 8 lose the remainder)."""
     return inverse[:, : size[0], : size[1]], valid[:, : size[0], : size[1]]
-
-
-def relative_error(prediction: Tensor, target: Tensor, valid: Tensor, cap: float = 1.0) -> Tensor:
-    """Mean relative error of inverse depth after a least-squares fit, capped per pixel.
-
-    A tenth of the mean inverse depth is added to the denominator, so that sky and far background, whose inverse
-    depth vanishes, do not rule the sum.
-    """
-    scale, shift = fit_scale_shift(prediction, target, valid)
-    fitted = scale * prediction + shift
-    count = valid.sum((1, 2), keepdim=True).clamp_min(1)
-    floor = 0.1 * (target * valid).sum((1, 2), keepdim=True) / count
-    error = ((fitted - target).abs() / (target + floor).clamp_min(1e-6)).clamp_max(cap)
-    return (error * valid).sum() / valid.sum().clamp_min(1)
 
 
 def absrel(prediction: Tensor, depth: Tensor) -> float:

@@ -62,8 +62,8 @@ def test_vae_export_loads_with_diffusers_and_its_latents_have_unit_deviation(vae
     with torch.no_grad():
         mean, _ = encode_moments(vae, prior.held_out_images(48, 32))
     scaled = mean * vae.config.scaling_factor
-    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(4), rtol=0.02, atol=0)
-    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=0.05)
+    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(VAE.latent_channels), rtol=0.02, atol=0)
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(VAE.latent_channels), rtol=0, atol=0.05)
 
 
 def test_folding_latent_statistics_changes_latents_and_not_pictures():
@@ -80,8 +80,10 @@ def test_folding_latent_statistics_changes_latents_and_not_pictures():
         mean, logvar = encode_moments(vae, images)
         after = vae.decode(mean + (0.5 * logvar).exp() * drawn).sample
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
-    torch.testing.assert_close(mean.std((0, 2, 3)), torch.full((4,), 2.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(VAE.latent_channels), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        mean.std((0, 2, 3)), torch.full((VAE.latent_channels,), 2.0), rtol=1e-4, atol=0
+    )
     assert vae.config.scaling_factor == 0.5
 
 
@@ -156,7 +158,7 @@ def test_the_same_mini_sizes_have_the_topology_of_sd2():
     assert small.state_dict().keys() == large.state_dict().keys()
     assert sum(p.numel() for p in large.parameters()) == 865_910_724
     assert large.config.attention_head_dim == (5, 10, 20, 20)
-    assert 4e6 < sum(p.numel() for p in small.parameters()) < 8e6
+    assert 2e6 < sum(p.numel() for p in small.parameters()) < 8e6
 
 
 def test_denoising_loss_of_the_perfect_answer_is_zero_and_of_silence_is_the_target():

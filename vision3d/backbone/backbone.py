@@ -51,9 +51,9 @@ class FeatureMap:
         return (v - self.offset[0]) / self.stride[0], (u - self.offset[1]) / self.stride[1]
 
 
-def fixed_noise(size: tuple[int, int], seed: int = 42) -> Tensor:
-    """Noise ``(1, 4, h, w)`` that depends on nothing but the seed: drawn at 64 x 64 on the CPU, resized bicubically."""
-    noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(seed))
+def fixed_noise(size: tuple[int, int], seed: int = 42, channels: int = 4) -> Tensor:
+    """Noise ``(1, channels, h, w)`` of the seed alone: drawn at 64 x 64 on the CPU, resized bicubically."""
+    noise = torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(seed))
     return noise if size == (64, 64) else F.interpolate(noise, size=size, mode="bicubic", align_corners=False)
 
 
@@ -292,7 +292,8 @@ class Backbone:
             return torch.randn(latents.shape, generator=noise).to(latents)
         if noise == "zeros":
             return torch.zeros_like(latents)
-        return fixed_noise((latents.shape[-2], latents.shape[-1]), 42 + member).to(latents)
+        size = (latents.shape[-2], latents.shape[-1])
+        return fixed_noise(size, 42 + member, latents.shape[1]).to(latents)
 
     @torch.no_grad()
     def denoise(

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vision3d.geometry.affine import fit_scale_shift
+
 MIN_VALID = 16
 """Images with fewer valid pixels say nothing about scale and shift and are left out."""
 
@@ -104,6 +106,42 @@ def affine_invariant_loss(
         align_median_mad(prediction, valid), align_median_mad(target, valid), valid, scales
     )
     return ssi + gradient_weight * gradient, {"ssi": ssi.detach(), "gradient": gradient.detach()}
+
+
+def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
+    """Inverse depth (B, H, W) in 1/m and its validity; sky (infinite depth) is 0 and valid only for ``far``."""
+    known = torch.isfinite(depth) & (depth > 1e-3)
+    inverse = torch.where(known, 1 / depth.clamp_min(1e-3), torch.zeros_like(depth))
+    return inverse, known | torch.isinf(depth) if sky == "far" else known
+
+
+def relative_error(prediction: Tensor, target: Tensor, valid: Tensor, cap: float = 1.0) -> Tensor:
+    """Mean relative error of inverse depth after a least-squares fit, capped per pixel.
+
+    A tenth of the mean inverse depth is added to the denominator, so that sky and far background, whose inverse
+    depth vanishes, do not rule the sum.
+    """
+    scale, shift = fit_scale_shift(prediction, target, valid)
+    fitted = scale * prediction + shift
+    count = valid.sum((1, 2), keepdim=True).clamp_min(1)
+    floor = 0.1 * (target * valid).sum((1, 2), keepdim=True) / count
+    error = ((fitted - target).abs() / (target + floor).clamp_min(1e-6)).clamp_max(cap)
+    return (error * valid).sum() / valid.sum().clamp_min(1)
+
+
+def normal_loss(
+    prediction: Tensor,  # (B, 3, H, W), any length
+    target: Tensor,  # (B, 3, H, W), unit, or 0 where there is none
+) -> Tensor:
+    """Mean of ``1 - cos`` of the angle between two normal maps over the pixels that have a normal."""
+    valid = target.square().sum(1) > 0.25
+    cosine = F.cosine_similarity(prediction, target, dim=1, eps=1e-6)
+    return ((1 - cosine) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def normal_picture(normals: Tensor) -> Tensor:
+    """Normals (B, 3, H, W) in the OpenCV camera frame as pictures in [0, 1]: x left, y up, z to the viewer."""
+    return (1 - normals) / 2
 
 
 def segmentation_loss(

@@ -67,6 +67,7 @@ class VaeRecipe:
         layers: residual blocks per level.
         groups: of the norms; must divide every entry of ``channels``.
         crops: (side in pixels, images) of the batches that take turns; one optimiser step sees one of them.
+        latent_channels: 4, as in SD 1 and 2; more (SD 3 has 16) where so few pixels have to carry so much.
         kl_weight: of the KL term, relative to an L1 loss on images in [−1, 1].
         edge_weight: of the gradient pyramid.
         lr: peak learning rate.
@@ -77,19 +78,20 @@ class VaeRecipe:
     layers: int
     groups: int
     crops: tuple[tuple[int, int], ...]
+    latent_channels: int = 4
     kl_weight: float = 5e-4
     edge_weight: float = 1.0
     lr: float = 2e-3
     world: int = 160
 
     def config(self) -> dict[str, Any]:
-        """Arguments of ``diffusers.AutoencoderKL``: f = 8, four latent channels."""
+        """Arguments of ``diffusers.AutoencoderKL``: f = 8."""
         return {
             "down_block_types": ("DownEncoderBlock2D",) * len(self.channels),
             "up_block_types": ("UpDecoderBlock2D",) * len(self.channels),
             "block_out_channels": self.channels,
             "layers_per_block": self.layers,
-            "latent_channels": 4,
+            "latent_channels": self.latent_channels,
             "norm_num_groups": self.groups,
             "sample_size": max(side for side, _ in self.crops),
             "scaling_factor": SCALING_FACTOR,
@@ -98,7 +100,13 @@ class VaeRecipe:
 
 VAE_PRESETS = {
     # The first level costs most: 3.4x the time with 32 instead of 16 channels at the same parameters.
-    "mini": VaeRecipe((16, 32, 64, 64), layers=1, groups=8, crops=((64, 16), (64, 16), (64, 16), (128, 4))),
+    "mini": VaeRecipe(
+        (16, 32, 64, 64),
+        layers=1,
+        groups=8,
+        crops=((64, 16), (64, 16), (64, 16), (128, 4)),
+        latent_channels=16,
+    ),
     "full": VaeRecipe(
         (128, 256, 512, 512), layers=2, groups=32, crops=((256, 8),), kl_weight=1e-6, lr=2e-5, world=320
     ),
@@ -106,7 +114,7 @@ VAE_PRESETS = {
 
 
 class PriorVaeTask(Task):
-    """Autoencoder of images: f = 8, four channels of zero mean and standard deviation 1 / 0.18215.
+    """Autoencoder of images: f = 8, channels of zero mean and standard deviation 1 / 0.18215.
 
     The loss is L1 with a gradient pyramid and a small KL term. On export the latent statistics are measured
     and folded into the quantisation convolutions, so that the scaling factor that SD pipelines write as a
@@ -227,8 +235,8 @@ class PriorVaeTask(Task):
 @torch.no_grad()
 def fold_latent_statistics(
     vae: Any,  # AutoencoderKL
-    mean: Tensor,  # (4,)
-    std: Tensor,  # (4,)
+    mean: Tensor,  # (C,)
+    std: Tensor,  # (C,)
     scaling_factor: float = SCALING_FACTOR,
 ) -> None:
     """Change the latent space affinely: latents × ``scaling_factor`` get zero mean and unit deviation.
@@ -286,12 +294,12 @@ class UnetRecipe:
     train_text: bool = True
     world: int = 160
 
-    def unet_config(self) -> dict[str, Any]:
+    def unet_config(self, latent_channels: int = 4) -> dict[str, Any]:
         """Arguments of ``diffusers.UNet2DConditionModel``; ``attention_head_dim`` is its name for *heads*."""
         return {
             "sample_size": self.size // 8,
-            "in_channels": 4,
-            "out_channels": 4,
+            "in_channels": latent_channels,
+            "out_channels": latent_channels,
             "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
             "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
             "block_out_channels": self.channels,
@@ -376,7 +384,7 @@ class PriorUnetTask(Task):
         if (self.init / "unet").is_dir():
             self.unet: Any = load_module(UNet2DConditionModel, self.init / "unet")
         else:
-            self.unet = UNet2DConditionModel(**self._recipe.unet_config())
+            self.unet = UNet2DConditionModel(**self._recipe.unet_config(self.vae.config.latent_channels))
         if (self.init / "text_encoder").is_dir():
             self.text_encoder = load_module(CLIPTextModel, self.init / "text_encoder")
         else:
@@ -464,7 +472,7 @@ class PriorUnetTask(Task):
         tokens = self._held_out()["tokens"][:8].to(self.device)
         side = self._recipe.size // 8
         generator = torch.Generator().manual_seed(0)
-        latents = noise((len(tokens), 4, side, side), generator, self.device)
+        latents = noise((len(tokens), self.vae.config.latent_channels, side, side), generator, self.device)
         empty = self.tokens([""] * len(tokens)).to(self.device)
         context = torch.cat([self.context(empty), self.context(tokens)])
         steps = ddim_timesteps(20)
@@ -508,6 +516,39 @@ class PriorUnetTask(Task):
             "init": checksums(self.init, ("vae", "unet", "text_encoder")),
             "vocabulary": len(self._vocabulary[0]),
         }
+
+
+def prediction_type_of(folder: Path) -> PredictionType:
+    """What the UNet of a prior predicts, as its scheduler configuration says; noise when there is none."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    return json.loads(file.read_text())["prediction_type"] if file.is_file() else "epsilon"
+
+
+def autoencoding_loss(
+    vae: Any,  # AutoencoderKL
+    images: Tensor,  # (B, 3, H, W) in [0, 1]
+    mean: Tensor,  # (B, C, h, w) of their posteriors
+    logvar: Tensor,  # (B, C, h, w)
+    others: Tensor,  # (B, 3, H, W) in [0, 1]
+    generator: torch.Generator,
+    kl_weight: float,
+) -> Tensor:
+    """What keeps an autoencoder one while it is tuned for something else.
+
+    Reconstruction and KL term of the first half of ``images`` and of the second half of ``others``, which are
+    pictures of another kind that it shall carry as well, such as normal maps.
+    """
+    half = (len(mean) + 1) // 2
+    other_mean, other_logvar = encode_moments(
+        vae, others[half:].contiguous(memory_format=torch.channels_last)
+    )
+    mean = torch.cat([mean[:half], other_mean]).float()
+    logvar = torch.cat([logvar[:half], other_logvar]).float()
+    target = torch.cat([images[:half], others[half:]]) * 2 - 1
+    output = vae.decode(mean + (0.5 * logvar).exp() * noise(mean.shape, generator, mean.device)).sample
+    target = target[..., : output.shape[-2], : output.shape[-1]]
+    loss, _ = reconstruction_loss(output.float(), target)
+    return loss + kl_weight * kl_to_standard_normal(mean, logvar)
 
 
 def denoising_loss(

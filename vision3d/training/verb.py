@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 TASKS = {
     "prior-vae": "vision3d.training.prior:PriorVaeTask",
     "prior-unet": "vision3d.training.prior:PriorUnetTask",
+    "prior-geometry": "vision3d.training.geometry_prior:GeometryPriorTask",
     "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
 }
 """Where each task's class is; loaded when it is trained."""
 
-TaskName = Literal["prior-vae", "prior-unet", "primedepth"]
+TaskName = Literal["prior-vae", "prior-unet", "prior-geometry", "primedepth"]
 
 
 def load_task(name: str, options: TaskOptions) -> Task:

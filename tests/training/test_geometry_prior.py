@@ -1,0 +1,128 @@
+"""Teaching a small prior geometry, and PrimeDepth on top of it with everything tuned along."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vision3d.pipelines.primedepth import PrimeDepth
+from vision3d.pipelines.primedepth import training as primedepth
+from vision3d.pipelines.primedepth.training import PrimeDepthTask
+from vision3d.training import geometry_prior, prior
+from vision3d.training.geometry_prior import GeometryPriorRecipe, GeometryPriorTask
+from vision3d.training.prior import PriorUnetTask, PriorVaeTask
+from vision3d.training.task import TaskOptions
+from vision3d.training.trainer import Trainer, TrainerSettings
+
+VAE = replace(prior.VAE_PRESETS["mini"], channels=(8, 8, 16, 16), crops=((16, 4), (32, 1)), latent_channels=6)
+UNET = replace(
+    prior.UNET_PRESETS["mini"],
+    channels=(16, 16, 32, 32),
+    groups=8,
+    text_width=32,
+    size=32,
+    batch_size=4,
+)
+GEOMETRY = GeometryPriorRecipe(crops=((24, 32, 4),))
+QUICK = TrainerSettings(steps=2, device="cpu", log_every=1, warmup=1)
+
+
+@pytest.fixture(autouse=True)
+def stand_in_world(monkeypatch, world):
+    for module in (prior, geometry_prior, primedepth):
+        monkeypatch.setattr(module, "RenderedWorld", lambda first_seed, count, size: _Endless(world))
+
+
+class _Endless:
+    """The stand-in world again and again, for held-out sets larger than it is."""
+
+    def __init__(self, world):
+        self.world = world
+
+    def __getitem__(self, index):
+        return self.world[index % len(self.world)]
+
+
+@pytest.fixture
+def prior_folder(tmp_path, world):
+    trainer = Trainer(PriorVaeTask(VAE, world, TaskOptions()), QUICK, tmp_path / "vae-run")
+    trainer.run()
+    trainer.export(tmp_path / "vae-weights")
+    task = PriorUnetTask(UNET, world, TaskOptions(init=tmp_path / "vae-weights"))
+    trainer = Trainer(task, QUICK, tmp_path / "prior-run")
+    trainer.run()
+    trainer.export(tmp_path / "prior")
+    return tmp_path / "prior"
+
+
+def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, world, tmp_path):
+    torch.manual_seed(0)
+    recipe = replace(GEOMETRY, reconstruction_every=1, denoising_every=1)
+    task = GeometryPriorTask(recipe, world, TaskOptions(init=prior_folder))
+    model = task.build()
+    task.text_encoder.requires_grad_(False)
+    batch = task.batches()[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for step in range(40):
+        loss, metrics = task.loss(batch, step, torch.Generator().manual_seed(step))
+        loss.backward()
+        if step == 0:
+            missing = [name for name, p in model.named_parameters() if p.grad is None]
+            assert not missing
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({name: float(value) for name, value in metrics.items()})
+    # one batch of ramps is learned by heart
+    assert history[-1]["ssi"] < 0.5 * history[0]["ssi"]
+    assert history[-1]["normals"] < 0.2 * history[0]["normals"]
+    assert history[-1]["reconstruction"] < 0.9 * history[0]["reconstruction"]
+
+
+def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_all_of_it(prior_folder, world, tmp_path):
+    trainer = Trainer(
+        GeometryPriorTask(GEOMETRY, world, TaskOptions(init=prior_folder)), QUICK, tmp_path / "g"
+    )
+    assert {"ssi", "relative", "angle"} <= trainer.run().metrics.keys()
+    trainer.export(tmp_path / "geometry")
+    assert json.loads((tmp_path / "geometry/vae/config.json").read_text())["latent_channels"] == 6
+
+    recipe = replace(
+        primedepth.PRESETS["mini"], crops=((24, 32, 2),), head_channels=(4, 4, 8, 8), refiner_channels=8
+    )
+    task = PrimeDepthTask(recipe, world, TaskOptions(init=tmp_path / "geometry"))
+    before = {k: v.clone() for k, v in task.vae.state_dict().items()}
+    trainer = Trainer(task, QUICK, tmp_path / "p")
+    trainer.run()
+    after = task.vae.state_dict()
+    assert not torch.equal(before["encoder.conv_in.weight"], after["encoder.conv_in.weight"])
+    assert not torch.equal(before["decoder.conv_out.weight"], after["decoder.conv_out.weight"])
+    trainer.export(tmp_path / "depth")
+    pipeline = PrimeDepth.from_pretrained(tmp_path / "depth", device="cpu")
+    assert pipeline(torch.rand(3, 40, 48)).depth.shape == (40, 48)
+
+
+def test_a_frozen_prior_gets_no_gradient(prior_folder, world):
+    recipe = replace(
+        primedepth.PRESETS["mini"],
+        crops=((24, 32, 2),),
+        head_channels=(4, 4, 8, 8),
+        refiner_channels=8,
+        unet_lr=0.0,
+        vae_lr=0.0,
+    )
+    task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
+    assert set(task.build().keys()) == {"refiner", "depth_head", "segmentation_head"}
+    for module in task.frozen():
+        module.requires_grad_(False)
+    assert {type(m).__name__ for m in task.frozen()} == {
+        "AutoencoderKL",
+        "UNet2DConditionModel",
+        "CLIPTextModel",
+    }
+    loss, _ = task.loss(task.batches()[0], 0, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(p.grad is None for p in [*task.unet.parameters(), *task.vae.parameters()])

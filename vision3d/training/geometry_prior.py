@@ -1,0 +1,296 @@
+"""A small Stable Diffusion prior that knows geometry.
+
+What makes Stable Diffusion a prior for geometry is that it has seen billions of photographs. A network of a few
+million parameters, trained for an hour on a procedural world, learns no such thing by denoising alone. This stage
+teaches it directly: autoencoder and UNet are tuned together, at the almost noise-free step that the dense methods
+read, so that a few convolutions on the UNet's last decoder features give inverse depth and normals; the
+reconstruction and denoising losses stay in the sum, so that the result is still an autoencoder and a denoiser of
+the ordinary Stable Diffusion layout. The published prior needs none of this.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from typing_extensions import override
+
+from vision3d.backbone.schedule import add_noise
+from vision3d.backbone.unet import walk
+from vision3d.backbone.vae import encode_moments, set_group_norm_eps
+from vision3d.errors import InputError
+from vision3d.training.checkpoint import export_component
+from vision3d.training.data import (
+    HELD_OUT_SEED,
+    RenderedWorld,
+    SampleSource,
+    WorldBatches,
+    augmented_crop,
+    describe_source,
+    open_source,
+)
+from vision3d.training.losses import (
+    affine_invariant_loss,
+    inverse_depth,
+    normal_loss,
+    normal_picture,
+    relative_error,
+)
+from vision3d.training.prior import (
+    Tokenised,
+    TurnTaking,
+    autoencoding_loss,
+    checksums,
+    clip_tokenizer,
+    component_folder,
+    denoising_loss,
+    load_module,
+    prediction_type_of,
+    preset,
+    read_vocabulary,
+    tokenise,
+)
+from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
+
+TIMESTEP = 1
+CELL = 4
+"""Pixels of a prediction for each latent along either axis; a prediction pixel is 8 / CELL image pixels wide."""
+
+
+@dataclass(frozen=True)
+class GeometryPriorRecipe:
+    """Training of a prior on geometry.
+
+    Args:
+        crops: (height, width, images) of the batches that take turns.
+        lr: peak learning rate.
+        gradient_weight: of gradient matching, beside the scale-and-shift-invariant L1 loss of inverse depth.
+        relative_weight: of the relative error of inverse depth after a least-squares fit.
+        normal_weight: of the cosine loss of normals.
+        reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss.
+        denoising_weight, denoising_every: of the UNet's own loss.
+        caption_dropout: share of captions replaced by "".
+        scale: smallest and largest crop relative to the sample.
+        world: (height, width) of scenes that are rendered when there is no cache.
+    """
+
+    crops: tuple[tuple[int, int, int], ...] = ((72, 96, 12), (80, 80, 12), (72, 104, 12), (72, 96, 12))
+    lr: float = 1e-3
+    gradient_weight: float = 0.25
+    relative_weight: float = 1.0
+    normal_weight: float = 2.0
+    reconstruction_weight: float = 2.0
+    reconstruction_every: int = 8
+    kl_weight: float = 5e-4
+    denoising_weight: float = 0.2
+    denoising_every: int = 8
+    caption_dropout: float = 0.9
+    scale: tuple[float, float] = (0.7, 1.0)
+    world: tuple[int, int] = (120, 160)
+
+
+PRESETS = {"mini": GeometryPriorRecipe()}
+
+
+class GeometryPriorTask(Task):
+    """Autoencoder and UNet, taught depth and normals through a small read-out.
+
+    Args:
+        recipe: how to train.
+        source: images with depth, normals and captions.
+        options: what the person set; ``init`` holds ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and may
+            hold a ``read_out`` to go on from.
+    """
+
+    name: ClassVar[str] = "prior-geometry"
+
+    def __init__(self, recipe: GeometryPriorRecipe, source: SampleSource, options: TaskOptions) -> None:
+        if options.init is None:
+            raise InputError("prior-geometry needs a prior", "give --init the export of prior-unet")
+        if options.batch_size:
+            recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
+        self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
+        self.batch_size = recipe.crops[0][2]
+        self.tokenizer = clip_tokenizer(
+            *read_vocabulary(component_folder(self.init, "tokenizer", "vocab.json"))
+        )
+        from transformers import CLIPTextModel
+
+        self.text_encoder: Any = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
+        self.prediction_type = prediction_type_of(self.init)
+        self._held: dict[str, Tensor] | None = None
+
+    @classmethod
+    @override
+    def from_options(cls, options: TaskOptions) -> GeometryPriorTask:
+        recipe = preset(PRESETS, options.preset, cls.name)
+        return cls(recipe, open_source(options.data, recipe.world), options)
+
+    @override
+    def recipe(self) -> dict[str, Any]:
+        return {"lr": self._recipe.lr, "warmup": 200, "ema": 0.998, "weight_decay": 1e-2}
+
+    @override
+    def build(self) -> nn.Module:
+        self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
+        set_group_norm_eps(self.vae, 1e-5)
+        self.unet: Any = load_module(UNet2DConditionModel, component_folder(self.init, "unet"))
+        width = self.unet.config.block_out_channels[0]
+        self.read_out = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, 96, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(96, 4 * CELL**2, 3, padding=1),
+            nn.PixelShuffle(CELL),
+        )
+        model = nn.ModuleDict({"vae": self.vae, "unet": self.unet, "read_out": self.read_out})
+        return model.to(memory_format=torch.channels_last)
+
+    @override
+    def frozen(self) -> Iterable[nn.Module]:
+        return (self.text_encoder,)
+
+    @override
+    def batches(self) -> Batches:
+        recipe, seed = self._recipe, self.options.seed
+        members = [
+            Tokenised(
+                WorldBatches(
+                    self.source,
+                    count,
+                    (height, width),
+                    seed=seed + 7919 * i,
+                    fields=("image", "depth", "normals", "caption"),
+                    scale=recipe.scale,
+                ),
+                self.tokenizer,
+                recipe.caption_dropout,
+                seed + i,
+            )
+            for i, (height, width, count) in enumerate(recipe.crops)
+        ]
+        return TurnTaking(members)
+
+    def context(self, tokens: Tensor) -> Tensor:
+        """Text states (B, 77, width), without gradient."""
+        with torch.no_grad():
+            return self.text_encoder(tokens).last_hidden_state
+
+    def geometry(
+        self,
+        latents: Tensor,  # (B, C, h, w), scaled
+        context: Tensor,  # (B, 77, width)
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Inverse depth (B, 4h, 4w) and normals (B, 3, 4h, 4w), as the UNet's last decoder features give them."""
+        noisy = add_noise(latents, noise(latents.shape, generator, latents.device), TIMESTEP)
+        last = f"u{len(self.unet.up_blocks) - 1}a{len(self.unet.up_blocks[-1].resnets) - 1}"
+        features = next(tap.tensor for tap in walk(self.unet, noisy, TIMESTEP, context) if tap.name == last)
+        maps = self.read_out(features).float()
+        return maps[:, 0], maps[:, 1:]
+
+    @override
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe = self._recipe
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        mean, logvar = encode_moments(self.vae, images)
+        latents = mean * self.vae.config.scaling_factor
+        context = self.context(batch["tokens"])
+        prediction, normals = self.geometry(latents, context, generator)
+        inverse, valid = inverse_depth(batch["depth"], sky="far")
+        inverse, valid = _at_cells(inverse, prediction), _at_cells(valid, prediction)
+        loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
+        relative = relative_error(prediction, inverse, valid)
+        angular = normal_loss(normals, _at_cells(batch["normals"], prediction))
+        loss = loss + recipe.relative_weight * relative + recipe.normal_weight * angular
+        metrics |= {"relative": relative.detach(), "normals": angular.detach()}
+        if recipe.denoising_weight and step % recipe.denoising_every == 0:
+            # the autoencoder must not learn latents that are easy to denoise
+            clean = latents.detach()
+            denoising = denoising_loss(self.unet, clean, context, generator, self.prediction_type).mean()
+            loss = loss + recipe.denoising_weight * denoising
+            metrics["denoising"] = denoising.detach()
+        if recipe.reconstruction_weight and step % recipe.reconstruction_every == 0:
+            others = normal_picture(batch["normals"])
+            own = autoencoding_loss(self.vae, images, mean, logvar, others, generator, recipe.kl_weight)
+            loss = loss + recipe.reconstruction_weight * own
+            metrics["reconstruction"] = own.detach()
+        return loss, metrics
+
+    def _held_out(self) -> dict[str, Tensor]:
+        if self._held is None:
+            height, width, _ = self._recipe.crops[0]
+            world = RenderedWorld(HELD_OUT_SEED, 96, (height, width))
+            fields = ("image", "depth", "normals")
+            crops = [
+                augmented_crop(world[i], (height, width), np.random.default_rng(i), fields) for i in range(96)
+            ]
+            self._held = {name: torch.stack([c[name] for c in crops]) for name in fields}
+        return self._held
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`geometry`, under the empty caption and fixed noise."""
+        tokens = tokenise(self.tokenizer, [""] * len(images)).to(images.device)
+        latents = encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
+        return self.geometry(latents, self.context(tokens), torch.Generator().manual_seed(0))
+
+    @override
+    def evaluate(self, step: int) -> dict[str, float]:
+        held = self._held_out()
+        scores: dict[str, list[float]] = {"ssi": [], "relative": [], "angle": []}
+        for i in range(0, 96, 16):
+            images, depth, normals = (held[n][i : i + 16].to(self.device) for n in held)
+            prediction, predicted = self.predict(images)
+            inverse, valid = (_at_cells(x, prediction) for x in inverse_depth(depth, sky="far"))
+            normals = _at_cells(normals, prediction)
+            scores["ssi"].append(float(affine_invariant_loss(prediction, inverse, valid)[1]["ssi"]))
+            scores["relative"].append(float(relative_error(prediction, inverse, valid)))
+            cosine = F.cosine_similarity(predicted, normals, dim=1).clamp(-1, 1)
+            known = normals.square().sum(1) > 0.25
+            scores["angle"].append(float(torch.rad2deg(torch.arccos(cosine[known])).mean()))
+        return {name: float(np.mean(values)) for name, values in scores.items()}
+
+    @override
+    def images(self, step: int) -> dict[str, Tensor]:
+        held = self._held_out()
+        images = held["image"][:8].to(self.device)
+        prediction, normals = self.predict(images)
+        low, high = prediction.flatten(1).quantile(0.02, 1), prediction.flatten(1).quantile(0.98, 1)
+        depth = (prediction - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
+        pictures = [depth[:, None].expand(-1, 3, -1, -1), normal_picture(F.normalize(normals, dim=1))]
+        pictures = [F.interpolate(p.clamp(0, 1), size=images.shape[-2:]) for p in pictures]
+        latents = encode_moments(self.vae, images)[0]
+        decoded = (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+        return {"geometry": torch.cat([images, *pictures]), "reconstruction": torch.cat([images, decoded])}
+
+    @override
+    def export(self, folder: Path) -> None:
+        for name in ("vae", "unet", "text_encoder"):
+            export_component(getattr(self, name), folder / name)
+        for name in ("tokenizer", "scheduler"):
+            shutil.copytree(self.init / name, folder / name, dirs_exist_ok=True)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "preset": self.options.preset,
+            "recipe": asdict(self._recipe),
+            "data": describe_source(self.source),
+            "init": checksums(self.init, ("vae", "unet", "text_encoder")),
+        }
+
+
+def _at_cells(values: Tensor, prediction: Tensor) -> Tensor:
+    """The pixels (..., H, W) of a target that lie under the pixels (..., 4h, 4w) of a prediction."""
+    step = 8 // CELL
+    height, width = prediction.shape[-2:]
+    return values[..., step // 2 :: step, step // 2 :: step][..., :height, :width]
