@@ -6,6 +6,7 @@ both prepare alike is encoded once.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,9 @@ from vision3d.backbone.vae import encode_moments
 Network = TypeVar("Network", bound=nn.Module)
 
 _NETWORKS: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+# Numbers of networks without a file: unlike id(), never given to another one later.
+_NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_COUNT = itertools.count()
 
 
 def identity(network: nn.Module) -> str:
@@ -29,7 +33,12 @@ def identity(network: nn.Module) -> str:
     A network that was not loaded from a file is only equal to itself.
     """
     source = getattr(network, "_weight_source", None)
-    weights = f"object {id(network)}" if source is None or not source.path.is_file() else source.checksum()
+    if source is None or not source.path.is_file():
+        if network not in _NUMBERS:
+            _NUMBERS[network] = next(_COUNT)
+        weights = f"object {_NUMBERS[network]}"
+    else:
+        weights = source.checksum()
     epsilons = sorted({layer.eps for layer in network.modules() if isinstance(layer, nn.GroupNorm)})
     dtype = next((p.dtype for p in network.parameters()), None)
     return f"{type(network).__name__}|{weights}|{epsilons}|{dtype}"

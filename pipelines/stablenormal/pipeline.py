@@ -1,0 +1,610 @@
+"""StableNormal: surface normals of photographs from a Stable Diffusion prior, steady from run to run.
+
+*One step* ("you only sample once", turbo): a UNet beside an encoder of the image latent predicts the normal map's
+latent from noise in one call. *Refinement* (SG-DRN): a second UNet, guided by DINO features, improves that latent in
+a few calls of a heuristic DDIM sampler (Ye et al.: "StableNormal: Reducing Diffusion Variance for Stable and Sharp
+Normal", ACM TOG 2024). The prompt-free line (NiRNE) replaces noise by the image latent and text by zeros.
+
+Inside, vectors are in the published raw frame (x left, y up, z to the camera); results are in OpenCV axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vision3d.backbone import loading
+from vision3d.backbone.dino import Dino, load_dino
+from vision3d.backbone.schedule import add_noise
+from vision3d.backbone.sharing import share, shared_moments
+from vision3d.backbone.text import TextEncoder
+from vision3d.backbone.unet import denoise
+from vision3d.backbone.vae import decode, encode_moments
+from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+from vision3d.errors import InputError, WeightsError
+from vision3d.geometry.normals import convert_normals
+from vision3d.pipelines.stablenormal import checkpoint, imaging
+from vision3d.pipelines.stablenormal.imaging import Canvas
+from vision3d.pipelines.stablenormal.network import (
+    ControlNetVAEModel,
+    Residuals,
+    dino_input,
+    match_latent,
+    zero_context,
+)
+from vision3d.pipelines.stablenormal.options import NormalOptions
+from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
+from vision3d.progress import progress, say
+
+if TYPE_CHECKING:
+    from vision3d.io.images import Photo
+    from vision3d.results import NormalPrediction
+
+DINO_MODEL = "dinov2-vitl14"
+RENOISE_AT = HeuristicSchedule.of(10).timesteps[0]
+"""Timestep of the prompt-free line's refinement: the first of the ten-step list, 401."""
+Probe = Callable[[int, Tensor, int, Tensor], None]
+"""Told about every refinement call: its number, input, timestep and output."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Noise of one batch, all from the CPU.
+
+    Attributes:
+        start: ``(B, 4, h, w)``; the first stage's input in the prompted line.
+        fresh: the tensors that the refinement re-noises with, in order.
+    """
+
+    start: Tensor
+    fresh: tuple[Tensor, ...] = ()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Draws:
+        """The same elsewhere."""
+        return Draws(self.start.to(device, dtype), tuple(f.to(device, dtype) for f in self.fresh))
+
+    def cut(self, top: int, left: int, height: int, width: int) -> Draws:
+        """A window of all tensors."""
+        window = (..., slice(top, top + height), slice(left, left + width))
+        return Draws(self.start[window], tuple(f[window] for f in self.fresh))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one pass does, all defaults resolved.
+
+    Attributes:
+        refine: run the second stage.
+        t_start: timestep of the first.
+        steps: network calls of the second.
+        context, refine_context: text inputs ``(1, tokens, width)`` of the stages.
+        semantic: guide the second stage by DINO.
+        scale: of the image branches.
+    """
+
+    refine: bool
+    t_start: int
+    steps: int
+    context: Tensor
+    refine_context: Tensor | None
+    semantic: bool
+    scale: float
+
+    @property
+    def draws(self) -> int:
+        """Fresh noise tensors that the second stage takes in the prompted line."""
+        return HeuristicSchedule.of(self.steps).draws if self.refine else 0
+
+
+class StableNormal(DiffusionPipeline):
+    """Normals of photographs, in one step or refined.
+
+    Args:
+        vae, unet, controlnet: autoencoder, denoiser and image branch of the one-step stage.
+        refine_unet, refine_controlnet, dino_controlnet: denoiser, image branch and semantic branch of the
+            refinement; may be absent.
+        refine_vae: the refinement's autoencoder, if it differs.
+        dino: the DINOv2 network whose normalised tokens guide the refinement.
+        text_encoder, tokenizer: for the (constant) prompts; may be absent in the prompt-free line or when their
+            embeddings are cached.
+        refine_text_encoder, refine_tokenizer: the refinement's, if they differ.
+        scalars: see :data:`vision3d.pipelines.stablenormal.checkpoint.SCALARS`.
+    """
+
+    model_cpu_offload_seq = (
+        "text_encoder->refine_text_encoder->vae->controlnet->unet->dino->dino_controlnet->"
+        "refine_controlnet->refine_unet->refine_vae"
+    )
+    _optional_components = [  # noqa: RUF012
+        "refine_unet",
+        "refine_controlnet",
+        "refine_vae",
+        "dino_controlnet",
+        "dino",
+        "text_encoder",
+        "tokenizer",
+        "refine_text_encoder",
+        "refine_tokenizer",
+    ]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        controlnet: ControlNetVAEModel,
+        refine_unet: UNet2DConditionModel | None = None,
+        refine_controlnet: ControlNetVAEModel | None = None,
+        refine_vae: AutoencoderKL | None = None,
+        dino_controlnet: Any = None,
+        dino: Dino | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        refine_text_encoder: CLIPTextModel | None = None,
+        refine_tokenizer: CLIPTokenizer | None = None,
+        **scalars: Any,
+    ) -> None:
+        super().__init__()
+        unknown = set(scalars) - set(checkpoint.SCALARS)
+        if unknown:
+            raise TypeError(f"unknown settings {sorted(unknown)}")
+        self.register_to_config(**{**checkpoint.SCALARS, **scalars})
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            controlnet=controlnet,
+            refine_unet=refine_unet,
+            refine_controlnet=refine_controlnet,
+            refine_vae=refine_vae,
+            dino_controlnet=dino_controlnet,
+            dino=dino,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            refine_text_encoder=refine_text_encoder,
+            refine_tokenizer=refine_tokenizer,
+        )
+        self.weights_name = "custom"
+        self.weights_sha256: str | None = None
+        self._sequential = False
+        self._memory_budget: int | None = None
+        self._prompts: dict[tuple[str, bool], Tensor] = {}
+        self._device = torch.device("cpu")
+
+    # ------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        turbo: bool = False,
+        first_stage: str | Path | None = None,
+        dino: str | Path | None = None,
+        semantic: str | None = "dino",
+        trust_remote_code: bool = False,
+        torch_dtype: torch.dtype | str | None = None,
+        device: str = "auto",
+        memory: str | int = "auto",
+        **components: Any,
+    ) -> StableNormal:
+        """Loads both stages, or the first alone.
+
+        Args:
+            pretrained_model_name_or_path: folder or name of the manifest: the refinement (its first stage is then
+                looked for as ``first_stage``), a one-step folder, or one of ours; None takes the official weights
+                if they were pulled, else those that ship with the package.
+            turbo: the first stage is all that is needed.
+            first_stage: one-step folder or name that a refinement starts from; by default ``yoso-normal-v0-3``,
+                pulled or in a folder beside it.
+            dino: hub file or transformers folder of DINOv2 ViT-L/14; by default the pulled one.
+            semantic: ``None`` or "none" leaves the semantic branch out.
+            trust_remote_code: run the semantic branch's own Python file in the checkpoint's folder; no other code of
+                it is run.
+            torch_dtype: floating dtype; by default fp32 on CPU, bf16 or fp16 on CUDA.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+            memory: budget such as ``4G``; below what everything resident needs, networks are loaded in turn.
+            components: networks that replace the stored ones, by name.
+
+        Raises:
+            WeightsError: missing, damaged or foreign weights, or a semantic branch of unknown layout.
+            InputError: another value for ``semantic``.
+        """
+        if semantic not in (None, "none", "dino"):
+            raise InputError(f"semantic {semantic!r}", "choose dino or none")
+        guided = semantic == "dino" and not turbo
+        place = resolve_device(device)
+        dtype = resolve_dtype(torch_dtype if torch_dtype is not None else "auto", place)
+        path, name = resolve_weights(pretrained_model_name_or_path, turbo=turbo)
+        loaded = checkpoint.load_folder(
+            path, dtype=dtype, semantic=guided, trust_remote_code=trust_remote_code
+        )
+        digests = [loading.fingerprint(path)]
+        scalars = dict(loaded.scalars)
+        networks = dict(loaded.networks)
+        if "unet" not in networks:
+            first, label = _first_stage(path, first_stage)
+            one_step = checkpoint.load_folder(first, dtype=dtype, semantic=False)
+            if "unet" not in one_step.networks:
+                raise WeightsError(f"{first}: this is no one-step folder", "give a yoso-normal folder")
+            networks = {**one_step.networks, **networks}
+            kept = {k: v for k, v in one_step.scalars.items() if k != "default_denoising_steps"}
+            scalars = {**scalars, **kept}
+            digests.append(loading.fingerprint(first))
+            name = f"{name} + {label}"
+        if guided and "dino_controlnet" in networks and "dino" not in components:
+            if dino is not None or "dino" not in networks:
+                network, digest = _load_prior(dino, dtype)
+                networks["dino"] = network
+                digests.append(digest)
+        networks.update(components)
+        if turbo:
+            networks = {k: v for k, v in networks.items() if not k.startswith(("refine_", "dino"))}
+        if networks.get("line", scalars.get("line")) == "v1" and "default_denoising_steps" not in scalars:
+            scalars["default_denoising_steps"] = 2
+        for shared in ("vae", "refine_vae", "unet", "refine_unet", "dino"):
+            if networks.get(shared) is not None:
+                networks[shared] = share(networks[shared])
+        pipeline = cls(**networks, **scalars)
+        pipeline.weights_name = name
+        pipeline.weights_sha256 = combined_digest(digests)
+        pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
+        pipeline._place(place)
+        return pipeline
+
+    @property
+    def refines(self) -> bool:
+        """Whether these weights have a second stage."""
+        return self.refine_unet is not None and self.refine_controlnet is not None
+
+    def _networks(self) -> list[nn.Module]:
+        names = ("vae", "unet", "controlnet", "refine_vae", "refine_unet", "refine_controlnet")
+        found = [getattr(self, n) for n in (*names, "dino_controlnet", "dino")]
+        return list({id(network): network for network in found if network is not None}.values())
+
+    def _place(self, device: torch.device) -> None:
+        """Decides whether all networks stay resident, and loads them if so."""
+        needed = loading.parameter_bytes(*self._networks())
+        reserve = 3 << 29  # the interpreter, its libraries and activations
+        self._sequential = self._memory_budget is not None and self._memory_budget < needed + reserve
+        self._device = device
+        if not self._sequential:
+            for network in self._networks():
+                loading.load_weights(network, device)
+
+    @contextmanager
+    def _resident(self, *networks: nn.Module) -> Iterator[None]:
+        """Weights of these networks are on the device inside; released after, in sequential mode."""
+        for network in networks:
+            hook = getattr(network, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(network)
+            else:
+                loading.load_weights(network, self._device)
+        try:
+            yield
+        finally:
+            if self._sequential:
+                for network in networks:
+                    loading.release_weights(network)
+
+    def to(self, *args: Any, **kwargs: Any) -> StableNormal:
+        """Moves (and casts) every loaded network, as ``DiffusionPipeline.to`` does."""
+        for network in self.components.values():
+            if isinstance(network, nn.Module):
+                loading.load_weights(network)
+        super().to(*args, **kwargs)
+        self._device = self.unet.device
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Writes one folder that holds everything: a subfolder per network, safetensors, ``model_index.json``."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {k: v for k, v in self.components.items() if v is not None}
+        for name in ("vae", "unet"):
+            if parts.get(f"refine_{name}") is parts[name] and name == "vae":
+                parts.pop("refine_vae")
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                loading.load_weights(part)
+            if isinstance(part, Dino):
+                checkpoint.save_dino(part, folder / name)
+            else:
+                part.save_pretrained(str(folder / name), **kwargs)
+        scalars = {name: self.config[name] for name in checkpoint.SCALARS}
+        checkpoint.write_index(folder, parts, scalars)
+
+    # ------------------------------------------------------------------ networks
+
+    def prompt_embeddings(self, prompt: str, *, refine: bool = False) -> Tensor:
+        """Text context ``(1, 77, width)`` of a prompt; computed once and cached on disk.
+
+        Raises:
+            WeightsError: the embedding is not cached and no text tower is at hand.
+        """
+        key = (prompt, refine)
+        if key not in self._prompts:
+            own = refine and self.refine_text_encoder is not None
+            tower = self.refine_text_encoder if own else self.text_encoder
+            tokenizer = self.refine_tokenizer if own else self.tokenizer
+            if tower is None:
+                raise WeightsError(
+                    f"no text encoder to embed the prompt {prompt!r}",
+                    "get the folder with its text_encoder and tokenizer",
+                )
+            # Towers of SD 2.x are published without their last layer; others end with it.
+            layer = "penultimate" if tower.config.hidden_size == 1024 else "last"
+            encoder = TextEncoder(tower, tokenizer, device=self._device)
+            self._prompts[key] = encoder.embed([prompt], layer=layer)  # type: ignore[arg-type]
+            encoder.drop()
+        return self._prompts[key]
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, *, refine: bool = False) -> Tensor:
+        """Scaled latents ``(B, 4, h/8, w/8)`` of images in [-1, 1]: the posterior's mode.
+
+        An image that this autoencoder has encoded, for whichever stage or pipeline, is not encoded again.
+        """
+        vae = self.refine_vae if refine and self.refine_vae is not None else self.vae
+
+        def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+            with self._resident(vae):
+                return encode_moments(vae, batch)
+
+        mean, _ = shared_moments(vae, (x + 1) / 2, encode=run)
+        return (mean * vae.config.scaling_factor).to(self.unet.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, refine: bool = False) -> Tensor:
+        """Vectors ``(B, 3, 8h, 8w)`` float32 in the raw frame, of no particular length."""
+        vae = self.refine_vae if refine and self.refine_vae is not None else self.vae
+        with self._resident(vae):
+            return decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor).float()
+
+    @torch.no_grad()
+    def control(
+        self, image_latent: Tensor, t: int, context: Tensor, scale: float = 1.0, *, refine: bool = False
+    ) -> Residuals:
+        """The image branch's tensors; they depend on image, timestep and text only."""
+        branch = self.refine_controlnet if refine else self.controlnet
+        with self._resident(branch):
+            return branch(image_latent, t, context.to(image_latent), scale)
+
+    @torch.no_grad()
+    def one_step(
+        self, image_latent: Tensor, noise: Tensor, t: int, context: Tensor, scale: float = 1.0
+    ) -> Tensor:
+        """The first stage: latent of the normal map ``(B, 4, h, w)``.
+
+        Args:
+            image_latent: scaled latent of the image.
+            noise: standard normal values; the prompt-free line starts from the image latent instead.
+            t: timestep.
+            context: text states ``(1, tokens, width)``.
+            scale: of the image branch.
+        """
+        residuals = self.control(image_latent, t, context, scale)
+        sample = image_latent if self.config.line == "v1" else noise.to(image_latent)
+        with self._resident(self.unet):
+            return denoise(self.unet, sample, t, context.to(sample), residuals=residuals)
+
+    @torch.no_grad()
+    def semantic_residuals(self, x: Tensor, size: tuple[int, int], context: Tensor) -> list[Tensor]:
+        """The semantic branch's tensors for images in [-1, 1] and a latent of ``size``; without a timestep.
+
+        Raises:
+            WeightsError: there is no semantic branch or no DINO network.
+        """
+        if self.dino_controlnet is None or self.dino is None:
+            raise WeightsError("these weights have no semantic branch", "use --semantic none")
+        with self._resident(self.dino):
+            features = self.dino.features(dino_input(x, self.config.dino_side), norm=True).map
+        with self._resident(self.dino_controlnet):
+            embedded = match_latent(self.dino_controlnet.embed(features), size)
+            return self.dino_controlnet.guide(embedded, context.to(embedded))
+
+    @torch.no_grad()
+    def refine(
+        self,
+        image_latent: Tensor,
+        x0: Tensor,
+        draws: Draws,
+        context: Tensor,
+        steps: int,
+        injected: Sequence[Tensor] | None = None,
+        scale: float = 1.0,
+        probe: Probe | None = None,
+    ) -> Tensor:
+        """The second stage: the latent of the last network call.
+
+        Args:
+            image_latent: scaled latent of the image.
+            x0: of the first stage.
+            draws: noise.
+            context: text states.
+            steps: network calls.
+            injected: the semantic branch's tensors.
+            scale: of the image branch.
+            probe: told about every call.
+        """
+        if self.config.line == "v1":
+            return self._refine_prompt_free(image_latent, x0, draws, context, steps, injected, scale, probe)
+        schedule = HeuristicSchedule.of(steps)
+        sample, fresh, residuals, current = x0, iter(draws.fresh), None, None
+        for i, t in enumerate(schedule.timesteps):
+            if t != current:  # equal timesteps follow each other, so the last tensors are all that is kept
+                residuals, current = self.control(image_latent, t, context, scale, refine=True), t
+            with self._resident(self.refine_unet):
+                x0 = denoise(
+                    self.refine_unet, sample, t, context.to(sample), residuals=residuals, injected=injected
+                )
+            if probe is not None:
+                probe(i, sample, t, x0)
+            if i + 1 < len(schedule.timesteps):
+                noise = next(fresh).to(x0) if schedule.is_renoised(i) else None
+                sample = schedule.step(i, x0, sample, noise)
+        return x0
+
+    def _refine_prompt_free(
+        self,
+        image_latent: Tensor,
+        x0: Tensor,
+        draws: Draws,
+        context: Tensor,
+        steps: int,
+        injected: Sequence[Tensor] | None,
+        scale: float,
+        probe: Probe | None,
+    ) -> Tensor:
+        """Each call sees the prediction before it, re-noised at the same timestep with the same noise."""
+        residuals = self.control(image_latent, RENOISE_AT, context, scale, refine=True)
+        for i in range(steps):
+            sample = add_noise(x0, draws.start.to(x0), RENOISE_AT)
+            with self._resident(self.refine_unet):
+                x0 = denoise(
+                    self.refine_unet,
+                    sample,
+                    RENOISE_AT,
+                    context.to(sample),
+                    residuals=residuals,
+                    injected=injected,
+                )
+            if probe is not None:
+                probe(i, sample, RENOISE_AT, x0)
+        return x0
+
+    # ------------------------------------------------------------------ images
+
+    def plan(self, options: NormalOptions) -> Plan:
+        """What a pass with these options does.
+
+        Raises:
+            InputError: an option is out of range or means nothing for these weights.
+            WeightsError: a prompt cannot be embedded, or there is no refinement or semantic branch.
+        """
+        options.check()
+        config = self.config
+        refine = not options.turbo and self.refines
+        prompt_free = config.line == "v1"
+        if options.steps is not None and not refine:
+            raise InputError("steps, but these weights have no refinement", "leave --steps out")
+        if prompt_free and not refine and options.ensemble > 1:
+            raise InputError("an ensemble of the prompt-free one-step line, which draws no noise", "use one member")
+        if prompt_free:
+            context = zero_context(self.unet.config.cross_attention_dim, self._device, self.unet.dtype)
+            t_start = 0
+        else:
+            context = self.prompt_embeddings(config.prompt if options.prompt is None else options.prompt)
+            t_start = config.t_start if refine else config.turbo_t_start
+        refine_context = None
+        if refine:
+            text = config.refine_prompt if options.refine_prompt is None else options.refine_prompt
+            refine_context = self.prompt_embeddings(text, refine=True).to(self._device)
+        semantic = refine and options.semantic and self.dino_controlnet is not None
+        return Plan(
+            refine=refine,
+            t_start=t_start if options.t_start is None else options.t_start,
+            steps=options.steps or config.default_denoising_steps,
+            context=context.to(self._device),
+            refine_context=refine_context,
+            semantic=semantic,
+            scale=options.conditioning_scale,
+        )
+
+    def effective(self, options: NormalOptions, plan: Plan) -> NormalOptions:
+        """The options with every default filled in, as results record them."""
+        config = self.config
+        filled: dict[str, Any] = {
+            "turbo": not plan.refine,
+            "t_start": plan.t_start,
+            "steps": plan.steps if plan.refine else None,
+            "semantic": plan.semantic,
+            "resolution": config.default_resolution if options.resolution is None else options.resolution,
+            "processing_resolution": config.default_processing_resolution
+            if options.processing_resolution is None
+            else options.processing_resolution,
+            "prompt": None if config.line == "v1" else options.prompt or config.prompt,
+            "refine_prompt": (options.refine_prompt or config.refine_prompt) if plan.refine else None,
+            "dtype": str(self.unet.dtype).removeprefix("torch."),
+        }
+        return replace(options, **filled)
+
+    @torch.no_grad()
+    def solve(self, x: Tensor, draws: Draws, plan: Plan) -> Tensor:
+        """Latent of the normal map of preprocessed images in [-1, 1] ``(B, 3, h, w)``."""
+        image_latent = self.encode(x)
+        x0 = self.one_step(image_latent, draws.start, plan.t_start, plan.context, plan.scale)
+        if not plan.refine:
+            return x0
+        assert plan.refine_context is not None
+        if self.refine_vae is not None and self.refine_vae is not self.vae:
+            image_latent = self.encode(x, refine=True)
+        size = (x0.shape[-2], x0.shape[-1])
+        injected = self.semantic_residuals(x, size, plan.refine_context) if plan.semantic else None
+        return self.refine(
+            image_latent, x0, draws, plan.refine_context, plan.steps, injected, plan.scale
+        )
+
+    def draw(self, size: tuple[int, int], plan: Plan, generator: torch.Generator) -> Draws:
+        """Noise of one image whose latent has ``size``, from a CPU generator."""
+        shape = (1, 4, *size)
+        start = torch.randn(shape, generator=generator)
+        count = plan.draws if self.config.line == "v0" else 0
+        return Draws(start, tuple(torch.randn(shape, generator=generator) for _ in range(count)))
+
+
+def stack_draws(draws: Sequence[Draws]) -> Draws:
+    """The noise of single images as that of a batch."""
+    fresh = tuple(torch.cat(parts) for parts in zip(*(d.fresh for d in draws), strict=True))
+    return Draws(torch.cat([d.start for d in draws]), fresh)
+
+
+def combined_digest(digests: Sequence[str]) -> str:
+    """One checksum for several checkpoints."""
+    import hashlib
+
+    return digests[0] if len(digests) == 1 else hashlib.sha256("|".join(digests).encode()).hexdigest()
+
+
+def resolve_weights(source: str | Path | None, *, turbo: bool = False) -> tuple[Path, str]:
+    """Folder and name of the weights; see :func:`vision3d.weights.resolve`.
+
+    For one step alone, the pulled one-step weights come before the refinement's and the embedded ones.
+    """
+    from vision3d.weights import registry, resolve
+    from vision3d.weights.manifest import manifest
+
+    if turbo and source is None:
+        official = manifest().official("stablenormal-turbo")
+        if official is not None and registry.pulled(official.name) is not None:
+            return resolve("stablenormal-turbo")
+    return resolve("stablenormal", source)
+
+
+def _first_stage(refinement: Path, given: str | Path | None) -> tuple[Path, str]:
+    """Where the one-step weights of a refinement are."""
+    from vision3d.weights import resolve
+
+    if given is not None:
+        return resolve("stablenormal-turbo", given)
+    beside = refinement.parent / "yoso-normal-v0-3"
+    if beside.is_dir() and (beside / "model_index.json").is_file():
+        return beside, beside.name
+    return resolve("stablenormal-turbo", "yoso-normal-v0-3")
+
+
+def _load_prior(given: str | Path | None, dtype: torch.dtype) -> tuple[Dino, str]:
+    """The DINO network and its checksum."""
+    from vision3d.weights import resolve
+
+    path, _ = resolve(DINO_MODEL, DINO_MODEL if given is None else given)
+    return load_dino(path, dtype=dtype, load=False), loading.fingerprint(path)
