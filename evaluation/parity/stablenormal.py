@@ -310,9 +310,7 @@ def metrics(case: Case) -> Results:
         results[f"rmse_{n}"] = np.array([errors[n, k].distance for k in predictions])
     for k in predictions:
         m = pooled_metrics(errors[n, k] for n in images)
-        results[f"pooled_{k}"] = np.array(
-            [m.mean, m.median, m.below_11_25, m.below_22_5, m.below_30]
-        )
+        results[f"pooled_{k}"] = np.array([m.mean, m.median, m.below_11_25, m.below_22_5, m.below_30])
         results[f"valid_{k}"] = sum(errors[n, k].angles.size for n in images)
     means = [[float(errors[n, k].angles.mean()) for k in predictions] for n in images]
     results["per_image_mean"], results["variance"] = np.array(means), seed_variance(means)

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def _load_part(part: str, place: Path, dtype: torch.dtype | None) -> nn.Module:
     return load_component(AutoencoderKL, place, dtype=kept, load=False)
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def image_branch_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Those entries of a component's configuration that a ControlNet takes."""
     known = inspect.signature(ControlNetModel.__init__).parameters
     return {k: v for k, v in config.items() if k in known and k != "self"}
@@ -196,7 +197,7 @@ def load_image_branch(folder: Path, *, dtype: torch.dtype | None = None) -> Cont
     file = component_file(folder)
     tensors = open_checkpoint(file)
     with empty_weights():
-        branch = ControlNetVAEModel(**_arguments(read_config(folder)))
+        branch = ControlNetVAEModel(**image_branch_arguments(read_config(folder)))
     names = {name: name for name in tensors if not name.startswith(IMAGE_BRANCH_UNUSED)}
     attach(branch, WeightSource(file, names, dtype=dtype, label="image branch"), load=False)
     return branch
@@ -218,7 +219,7 @@ def semantic_arguments(config: Mapping[str, Any], shapes: Mapping[str, Sequence[
     chain = ["conv_in.weight", *middle, "conv_out.weight"]
     kernels = [parts.get(n, ()) for n in chain]
     fits = all(len(k) == 4 and tuple(k[2:]) == (3, 3) for k in kernels) and all(
-        a[0] == b[1] for a, b in zip(kernels[:-1], kernels[1:], strict=True)
+        a[0] == b[1] for a, b in pairwise(kernels)
     )
     known = {n.removesuffix("weight") + kind for n in chain for kind in ("weight", "bias")}
     if not fits or set(parts) != known:
@@ -230,7 +231,7 @@ def semantic_arguments(config: Mapping[str, Any], shapes: Mapping[str, Sequence[
             "use --semantic none or --turbo, or run the folder's own code with --trust-remote-code",
         )
     return {
-        **_arguments(config),
+        **image_branch_arguments(config),
         "conditioning_channels": kernels[0][1],
         "conditioning_embedding_out_channels": tuple(k[0] for k in kernels[:-1]),
     }
@@ -271,7 +272,8 @@ def load_semantic(
         attach(branch, WeightSource(file, names, dtype=dtype, label="semantic branch"), load=False)
     except WeightsError as error:
         raise WeightsError(
-            error.message, "use --semantic none or --turbo, or run the folder's own code with --trust-remote-code"
+            error.message,
+            "use --semantic none or --turbo, or run the folder's own code with --trust-remote-code",
         ) from error
     if config.get("_class_name") != SemanticControlNet.__name__:
         from vision3d.progress import warn
@@ -314,9 +316,11 @@ class RemoteSemantic(nn.Module):
             guess_mode=False,
             return_dict=False,
         )
-        tensors, middle = (out if isinstance(out, tuple) and len(out) == 2 else (out, None))
+        tensors, middle = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
         if middle is not None or not all(isinstance(t, Tensor) for t in tensors):
-            raise WeightsError("the checkpoint's semantic branch returns something unexpected", "use --semantic none")
+            raise WeightsError(
+                "the checkpoint's semantic branch returns something unexpected", "use --semantic none"
+            )
         return list(tensors)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -72,9 +73,7 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, inputs: int, widths: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Inside, vectors are in the published raw frame (x left, y up, z to the camera); 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +33,8 @@ from vision3d.backbone.vae import decode, encode_moments
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
 from vision3d.geometry.normals import convert_normals
+from vision3d.geometry.tiling import Tiling
 from vision3d.pipelines.stablenormal import checkpoint, imaging
-from vision3d.pipelines.stablenormal.imaging import Canvas
 from vision3d.pipelines.stablenormal.network import (
     ControlNetVAEModel,
     Residuals,
@@ -44,10 +44,12 @@ from vision3d.pipelines.stablenormal.network import (
 )
 from vision3d.pipelines.stablenormal.options import NormalOptions
 from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
+from vision3d.pipelines.stablenormal.tiling import blend_normals
 from vision3d.progress import progress, say
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
+    from vision3d.pipelines.stablenormal.matting import Matting
     from vision3d.results import NormalPrediction
 
 DINO_MODEL = "dinov2-vitl14"
@@ -240,11 +242,10 @@ class StableNormal(DiffusionPipeline):
             scalars = {**scalars, **kept}
             digests.append(loading.fingerprint(first))
             name = f"{name} + {label}"
-        if guided and "dino_controlnet" in networks and "dino" not in components:
-            if dino is not None or "dino" not in networks:
-                network, digest = _load_prior(dino, dtype)
-                networks["dino"] = network
-                digests.append(digest)
+        wanted = guided and "dino_controlnet" in networks and "dino" not in components
+        if wanted and (dino is not None or "dino" not in networks):
+            networks["dino"], digest = _load_prior(dino, dtype)
+            digests.append(digest)
         networks.update(components)
         if turbo:
             networks = {k: v for k, v in networks.items() if not k.startswith(("refine_", "dino"))}
@@ -341,11 +342,7 @@ class StableNormal(DiffusionPipeline):
                     f"no text encoder to embed the prompt {prompt!r}",
                     "get the folder with its text_encoder and tokenizer",
                 )
-            # Towers of SD 2.x are published without their last layer; others end with it.
-            layer = "penultimate" if tower.config.hidden_size == 1024 else "last"
-            encoder = TextEncoder(tower, tokenizer, device=self._device)
-            self._prompts[key] = encoder.embed([prompt], layer=layer)  # type: ignore[arg-type]
-            encoder.drop()
+            self._prompts[key] = embed_prompt(tower, tokenizer, prompt, self._device)
         return self._prompts[key]
 
     @torch.no_grad()
@@ -498,7 +495,9 @@ class StableNormal(DiffusionPipeline):
         if options.steps is not None and not refine:
             raise InputError("steps, but these weights have no refinement", "leave --steps out")
         if prompt_free and not refine and options.ensemble > 1:
-            raise InputError("an ensemble of the prompt-free one-step line, which draws no noise", "use one member")
+            raise InputError(
+                "an ensemble of the prompt-free one-step line, which draws no noise", "use one member"
+            )
         if prompt_free:
             context = zero_context(self.unet.config.cross_attention_dim, self._device, self.unet.dtype)
             t_start = 0
@@ -550,9 +549,7 @@ class StableNormal(DiffusionPipeline):
             image_latent = self.encode(x, refine=True)
         size = (x0.shape[-2], x0.shape[-1])
         injected = self.semantic_residuals(x, size, plan.refine_context) if plan.semantic else None
-        return self.refine(
-            image_latent, x0, draws, plan.refine_context, plan.steps, injected, plan.scale
-        )
+        return self.refine(image_latent, x0, draws, plan.refine_context, plan.steps, injected, plan.scale)
 
     def draw(self, size: tuple[int, int], plan: Plan, generator: torch.Generator) -> Draws:
         """Noise of one image whose latent has ``size``, from a CPU generator."""
@@ -560,6 +557,248 @@ class StableNormal(DiffusionPipeline):
         start = torch.randn(shape, generator=generator)
         count = plan.draws if self.config.line == "v0" else 0
         return Draws(start, tuple(torch.randn(shape, generator=generator) for _ in range(count)))
+
+    @torch.no_grad()
+    def field(self, images: Tensor, draws: Draws, plan: Plan, options: NormalOptions) -> Tensor:
+        """Unit normals ``(B, 3, H, W)`` in the raw frame of images in [0, 1] ``(B, 3, H, W)``, of their size."""
+        x, canvas = imaging.preprocess(images, self._side(options))
+        latent = self.solve(x, draws, plan)
+        decoded = self.decode(latent, refine=plan.refine)
+        return imaging.postprocess(decoded, canvas, one_step=not plan.refine, resize=options.match_input)
+
+    def _side(self, options: NormalOptions) -> int:
+        side = options.processing_resolution
+        return int(self.config.default_processing_resolution if side is None else side)
+
+    def _latent_size(self, size: tuple[int, int], options: NormalOptions) -> tuple[int, int]:
+        """Latent size of an image of ``size`` after preprocessing."""
+        side = self._side(options)
+        if side:
+            longest = max(size)
+            size = max(1, size[0] * side // longest), max(1, size[1] * side // longest)
+        return -(-size[0] // 8), -(-size[1] // 8)
+
+    def predict(
+        self,
+        photos: Sequence[Photo],
+        options: NormalOptions | None = None,
+        *,
+        masks: Sequence[np.ndarray | None] | None = None,
+        matting: Matting | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[NormalPrediction]:
+        """Predictions for photographs, in order; those of one size run as one batch.
+
+        Args:
+            photos: loaded photographs. Transparent ones are put on white and masked by their alpha.
+            options: settings of the run.
+            masks: for each photograph a mask (H, W), inside true or bright, or None.
+            matting: model that finds the mask of photographs without one.
+            generator: draws the noise of all photographs in turn instead of the seed; must live on the CPU.
+
+        Returns:
+            Normals at each photograph's own size, unless ``match_input`` is off.
+
+        Raises:
+            InputError: an option is out of range, or a mask does not fit.
+            WeightsError: no text tower for a new prompt.
+        """
+        options = options or NormalOptions()
+        plan = self.plan(options)
+        options = self.effective(options, plan)
+        prepared = [self._prepare(p, options) for p in photos]
+        found = [
+            self._mask(photo, given, matting)
+            for photo, given in zip(photos, masks or [None] * len(photos), strict=True)
+        ]
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(prepared):
+            sizes.setdefault((image.shape[-2], image.shape[-1]), []).append(i)
+        results: dict[int, NormalPrediction] = {}
+        for size, members in sizes.items():
+            images = torch.cat([prepared[i] for i in members]).to(self._device)
+            fields, spread = self._ensemble(images, size, len(members), plan, options, generator)
+            for row, i in enumerate(members):
+                deviation = None if spread is None else spread[row : row + 1]
+                results[i] = self._result(photos[i], fields[row : row + 1], deviation, found[i], options)
+        return [results[i] for i in range(len(photos))]
+
+    def _prepare(self, photo: Photo, options: NormalOptions) -> Tensor:
+        """``(1, 3, H, W)`` in [0, 1] on the CPU: on white, at the predictor's size."""
+        pixels = photo.rgb8
+        if photo.alpha is not None:
+            pixels, _ = imaging.over_white(pixels, np.round(photo.alpha * 255).astype(np.uint8))
+        if options.resolution:
+            pixels = imaging.resize_image(pixels, imaging.working_size(*photo.size, options.resolution))
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+    def _mask(self, photo: Photo, given: np.ndarray | None, matting: Matting | None) -> np.ndarray | None:
+        """Which pixels count (H, W): the person's mask, else the photograph's alpha, else the matting model's."""
+        if given is not None:
+            return imaging.check_mask(given, photo.size)
+        if photo.alpha is not None:
+            return np.round(photo.alpha * 255).astype(np.uint8) > 128
+        return matting(photo) if matting is not None else None
+
+    def _ensemble(
+        self,
+        images: Tensor,
+        size: tuple[int, int],
+        count: int,
+        plan: Plan,
+        options: NormalOptions,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean direction ``(B, 3, H, W)`` over members and degrees from it ``(B, 1, H, W)``; one member: itself."""
+        tiled = options.tile is not None and max(size) > options.tile
+        grid = self._latent_size(size, options)
+        members = []
+        for member in range(options.ensemble):
+            sources = [
+                generator or torch.Generator().manual_seed(options.seed + member) for _ in range(count)
+            ]
+            if tiled:
+                members.append(self._tiled(images, sources, plan, options))
+            else:
+                draws = stack_draws([self.draw(grid, plan, source) for source in sources])
+                members.append(self.field(images, draws.to(images.device, self.unet.dtype), plan, options))
+        if len(members) == 1:
+            return members[0], None
+        mean = imaging.unit(torch.stack(members).sum(0))
+        cosines = torch.stack([(m * mean).sum(1, keepdim=True) for m in members])
+        return mean, torch.rad2deg(torch.arccos(cosines.clamp(-1, 1))).mean(0)
+
+    def _tiled(
+        self, images: Tensor, sources: Sequence[torch.Generator], plan: Plan, options: NormalOptions
+    ) -> Tensor:
+        """A view of the whole, then tiles that keep its large shapes and add their detail."""
+        height, width = images.shape[-2:]
+        assert options.tile is not None
+        grid = self._latent_size((height, width), options)
+        whole_draws = stack_draws([self.draw(grid, plan, source) for source in sources])
+        whole = self.field(
+            images, whole_draws.to(images.device, self.unet.dtype), plan, replace(options, match_input=True)
+        )
+        tiling = Tiling(height, width, options.tile)
+        # One noise for the whole picture, so that tiles agree where they overlap.
+        full = stack_draws(
+            [self.draw((-(-height // 8), -(-width // 8)), plan, source) for source in sources]
+        ).to(images.device, self.unet.dtype)
+        native = replace(options, processing_resolution=0, match_input=True)
+        parts = []
+        for top, left, bottom, right in progress(tiling.boxes, description="tiles"):
+            cut = full.cut(top // 8, left // 8, -(-(bottom - top) // 8), -(-(right - left) // 8))
+            parts.append(self.field(images[:, :, top:bottom, left:right], cut, plan, native))
+        return blend_normals(parts, tiling, whole, smoothing=max(height, width) / max(self._side(options), 1))
+
+    def _result(
+        self,
+        photo: Photo,
+        field: Tensor,
+        spread: Tensor | None,
+        mask: np.ndarray | None,
+        options: NormalOptions,
+    ) -> NormalPrediction:
+        from vision3d.results import NormalPrediction
+
+        size = photo.size if options.match_input else (field.shape[-2], field.shape[-1])
+        if tuple(field.shape[-2:]) != tuple(size):
+            field = imaging.unit(F.interpolate(field, size=size, mode="bilinear", align_corners=False))
+        raw = field[0].permute(1, 2, 0).float().cpu().numpy()
+        uncertainty = None
+        if spread is not None:
+            shaped = F.interpolate(spread, size=size, mode="bilinear", align_corners=False)
+            uncertainty = shaped[0, 0].float().cpu().numpy()
+        return NormalPrediction(
+            normals=convert_normals(raw, "stablenormal", "opencv"),
+            valid=None if mask is None else imaging.resize_mask(mask, size),
+            uncertainty=uncertainty,
+            photo=photo,
+            provenance=options.provenance(self.weights_name, self.weights_sha256),
+        )
+
+    def stream(
+        self,
+        photos: Iterable[Photo],
+        options: NormalOptions | None = None,
+        *,
+        batch_size: int = 1,
+        **extras: Any,
+    ) -> Iterator[NormalPrediction]:
+        """Predictions one after the other, reading ``photos`` only as far as the next batch.
+
+        When memory runs out on a GPU, the batch is halved and tried again. ``extras`` are as for :meth:`predict`,
+        without ``masks``.
+        """
+        batch: list[Photo] = []
+        for photo in photos:
+            batch.append(photo)
+            if len(batch) == batch_size:
+                yield from self._halving(batch, options, extras)
+                batch = []
+        if batch:
+            yield from self._halving(batch, options, extras)
+
+    def _halving(
+        self, batch: list[Photo], options: NormalOptions | None, extras: dict[str, Any]
+    ) -> list[NormalPrediction]:
+        try:
+            return self.predict(batch, options, **extras)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            say(f"out of memory with {len(batch)} images at once; trying {len(batch) // 2}")
+            half = len(batch) // 2
+            return self._halving(batch[:half], options, extras) + self._halving(batch[half:], options, extras)
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        mask: np.ndarray | None = None,
+        batch_size: int = 1,
+        generator: torch.Generator | None = None,
+        matting: Matting | None = None,
+        **options: Any,
+    ) -> NormalPrediction | list[NormalPrediction]:
+        """Normals of whatever holds images.
+
+        Args:
+            images: a path, folder, glob, video, PIL image, array or tensor, or a list of these.
+            mask: (H, W) for a single image: what counts is true or bright.
+            batch_size: images per pass; those of one size run together.
+            generator: draws the noise instead of ``seed``; must live on the CPU.
+            matting: finds the masks of images without one.
+            options: fields of :class:`NormalOptions` (``turbo``, ``steps``, ``processing_resolution``, ``ensemble``,
+                ``tile``, ``seed``, ...).
+
+        Returns:
+            One prediction for one image, else a list of them in order.
+
+        Raises:
+            InputError: nothing there that can be read as an image, or an option is out of range.
+        """
+        from vision3d.io.images import holds_many, iter_photos, load_photo
+
+        chosen = NormalOptions(**options)
+        if not isinstance(images, (list, tuple)) and not holds_many(images):
+            photo = load_photo(images)
+            return self.predict([photo], chosen, masks=[mask], generator=generator, matting=matting)[0]
+        if mask is not None:
+            raise InputError("one mask for several images", "give images one at a time, or transparent ones")
+        photos = (reference.load() for reference in iter_photos(images))
+        return list(self.stream(photos, chosen, batch_size=batch_size, generator=generator, matting=matting))
+
+
+def embed_prompt(
+    tower: CLIPTextModel, tokenizer: Any, prompt: str, device: torch.device | None = None
+) -> Tensor:
+    """Text states ``(1, 77, width)`` of a prompt: the penultimate layer of SD 2.x's tower, the last of any other."""
+    layer = "penultimate" if tower.config.hidden_size == 1024 else "last"
+    encoder = TextEncoder(tower, tokenizer, device=device)
+    states = encoder.embed([prompt], layer=layer)  # type: ignore[arg-type]
+    encoder.drop()
+    return states
 
 
 def stack_draws(draws: Sequence[Draws]) -> Draws:

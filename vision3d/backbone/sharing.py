@@ -25,12 +25,18 @@ _NETWORKS: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictio
 # Numbers of networks without a file: unlike id(), never given to another one later.
 _NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _COUNT = itertools.count()
+ENCODER = ("encoder", "quant_conv")
+"""The parts of an autoencoder that latents depend on."""
 
 
-def identity(network: nn.Module) -> str:
+def identity(network: nn.Module, parts: tuple[str, ...] = ()) -> str:
     """What a network computes, as text: class, weights' checksum, norms' epsilon, dtype.
 
     A network that was not loaded from a file is only equal to itself.
+
+    Args:
+        network: any.
+        parts: submodules that matter; by default all.
     """
     source = getattr(network, "_weight_source", None)
     if source is None or not source.path.is_file():
@@ -38,7 +44,7 @@ def identity(network: nn.Module) -> str:
             _NUMBERS[network] = next(_COUNT)
         weights = f"object {_NUMBERS[network]}"
     else:
-        weights = source.checksum()
+        weights = source.checksum(parts)
     epsilons = sorted({layer.eps for layer in network.modules() if isinstance(layer, nn.GroupNorm)})
     dtype = next((p.dtype for p in network.parameters()), None)
     return f"{type(network).__name__}|{weights}|{epsilons}|{dtype}"
@@ -66,7 +72,8 @@ def shared_moments(
     """
     cache = shared_latents() if cache is None else cache
     run = encode or (lambda batch: encode_moments(vae, batch))
-    network = identity(vae)
+    # Methods that bring their own decoder (DM-Calib's depth, small weights) still share the encoder.
+    network = identity(vae, ENCODER)
     keys = [LatentKey(image_sha256(row), "", network, str(images.dtype), "moments") for row in images]
 
     def encoded(indices: list[int]) -> list[Tensor]:

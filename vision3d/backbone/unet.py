@@ -12,8 +12,9 @@ Tap names: ``time`` (time embedding), ``d0``..``d11`` (outputs of the encoder bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vision3d.backbone.attention import (
     cross_attention,
@@ -117,6 +119,10 @@ def upsample(upsampler: Upsample2D, x: Tensor, size: Sequence[int]) -> Tensor:
     return upsampler.conv(F.interpolate(x, size=list(size), mode="nearest"))
 
 
+def _attended(block: Transformer2DModel, x: Tensor, context: Tensor) -> Tensor:
+    return block(x, encoder_hidden_states=context, return_dict=False)[0]
+
+
 def walk(
     unet: UNet2DConditionModel,
     sample: Tensor,  # [B, 4, h, w]
@@ -149,10 +155,16 @@ def walk(
     temb = time_embedding(unet, timesteps, sample.shape[0], time_add)
     yield Tap("time", temb)
 
-    def attend(block: Transformer2DModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def run(level: nn.Module, module: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+        """A module's output; under ``enable_gradient_checkpointing`` it is computed again for the gradient."""
+        if torch.is_grad_enabled() and getattr(level, "gradient_checkpointing", False):
+            return checkpoint(module, x, *others, use_reentrant=False)  # type: ignore[return-value]
+        return module(x, *others)
+
+    def attend(level: nn.Module, block: Transformer2DModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if attention_maps:
             return transformer_with_maps(block, x, context)
-        return block(x, encoder_hidden_states=context, return_dict=False)[0], None
+        return run(level, partial(_attended, block), x, context), None
 
     def inject(x: Tensor) -> Tensor:
         return x if additions is None else x + next(additions).to(x)
@@ -165,9 +177,9 @@ def walk(
             level, "attentions", [None] * len(level.resnets)
         )
         for resnet, attention in zip(level.resnets, attentions, strict=True):
-            h, maps = resnet(h, temb), None
+            h, maps = run(level, resnet, h, temb), None
             if attention is not None:
-                h, maps = attend(attention, h)
+                h, maps = attend(level, attention, h)
             h = inject(h)
             skips.append(h)
             yield Tap(f"d{len(skips) - 1}", h, maps)
@@ -177,7 +189,7 @@ def walk(
             yield Tap(f"d{len(skips) - 1}", h)
 
     h = unet.mid_block.resnets[0](h, temb)
-    h, maps = attend(unet.mid_block.attentions[0], h)
+    h, maps = attend(unet.mid_block, unet.mid_block.attentions[0], h)
     h = unet.mid_block.resnets[1](h, temb)
     yield Tap("mid", h, maps)
     if residuals is not None:
@@ -190,10 +202,10 @@ def walk(
         for j, (resnet, attention) in enumerate(zip(level.resnets, attentions, strict=True)):
             h = torch.cat([h, skips.pop()], dim=1)
             yield Tap(f"in{position}", h)
-            h, maps = resnet(h, temb), None
+            h, maps = run(level, resnet, h, temb), None
             yield Tap(f"u{b}r{j}", h)
             if attention is not None:
-                h, maps = attend(attention, h)
+                h, maps = attend(level, attention, h)
                 yield Tap(f"u{b}a{j}", h, maps)
             position += 1
         if level.upsamplers:
@@ -221,9 +233,7 @@ def read_taps(
     """
     wanted = {tap_name(unet, name): name for name in taps}
     found: dict[str, Tensor] = {}
-    steps = walk(
-        unet, sample, timesteps, context, time_add=time_add, residuals=residuals, injected=injected
-    )
+    steps = walk(unet, sample, timesteps, context, time_add=time_add, residuals=residuals, injected=injected)
     for tap in steps:
         if tap.name in wanted:
             found[wanted[tap.name]] = tap.tensor
