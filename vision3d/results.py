@@ -316,6 +316,7 @@ class NormalPrediction(Prediction):
         uncertainty: (H, W) float32, degrees between an ensemble's members and their mean, or None.
         file_frame: frame that files are written in: one of ``vision3d.geometry.normals.FRAMES``, or "world".
         pose: (4, 4) camera-to-world, needed for the frame "world".
+        effective: what the method did in numbers, defaults filled in, for the record.
 
     Raises:
         InputError: shapes or frame that do not fit.
@@ -329,6 +330,7 @@ class NormalPrediction(Prediction):
     uncertainty: np.ndarray | None = None
     file_frame: str = "opencv"
     pose: np.ndarray | None = None
+    effective: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         from vision3d.geometry.normals import FRAMES
@@ -465,6 +467,7 @@ class NormalPrediction(Prediction):
             if self.usable().any()
             else None,
             "pose": self.pose,
+            "effective_settings": self.effective,
             "conventions": {"axes": axes, "preview": "red to the right, green up, blue to the camera"},
         }
 

@@ -43,8 +43,8 @@ from vision3d.pipelines.stablenormal.network import (
     ControlNetVAEModel,
     SemanticControlNet,
 )
+from vision3d.pipelines.stablenormal.origin import CLASS_NAME
 
-CLASS_NAME = "StableNormal"
 EMBEDDING = "dino_controlnet_cond_embedding."
 PROMPT_FREE_SINCE = 1.5
 SCALARS: dict[str, Any] = {

@@ -43,6 +43,7 @@ from vision3d.pipelines.stablenormal.network import (
     zero_context,
 )
 from vision3d.pipelines.stablenormal.options import NormalOptions
+from vision3d.pipelines.stablenormal.origin import locate
 from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
 from vision3d.pipelines.stablenormal.tiling import blend_normals
 from vision3d.progress import progress, say
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from vision3d.pipelines.stablenormal.matting import Matting
     from vision3d.results import NormalPrediction
 
-DINO_MODEL = "dinov2-vitl14"
 RENOISE_AT = HeuristicSchedule.of(10).timesteps[0]
 """Timestep of the prompt-free line's refinement: the first of the ten-step list, 401."""
 Probe = Callable[[int, Tensor, int, Tensor], None]
@@ -225,38 +225,34 @@ class StableNormal(DiffusionPipeline):
         guided = semantic == "dino" and not turbo
         place = resolve_device(device)
         dtype = resolve_dtype(torch_dtype if torch_dtype is not None else "auto", place)
-        path, name = resolve_weights(pretrained_model_name_or_path, turbo=turbo)
-        loaded = checkpoint.load_folder(
-            path, dtype=dtype, semantic=guided, trust_remote_code=trust_remote_code
+        origin = locate(
+            pretrained_model_name_or_path,
+            turbo=turbo,
+            first_stage=first_stage,
+            dino=None if "dino" in components else dino,
+            semantic=guided and "dino" not in components,
         )
-        digests = [loading.fingerprint(path)]
-        scalars = dict(loaded.scalars)
-        networks = dict(loaded.networks)
-        if "unet" not in networks:
-            first, label = _first_stage(path, first_stage)
-            one_step = checkpoint.load_folder(first, dtype=dtype, semantic=False)
-            if "unet" not in one_step.networks:
-                raise WeightsError(f"{first}: this is no one-step folder", "give a yoso-normal folder")
+        loaded = checkpoint.load_folder(
+            origin.folder, dtype=dtype, semantic=guided, trust_remote_code=trust_remote_code
+        )
+        scalars, networks = dict(loaded.scalars), dict(loaded.networks)
+        if origin.first_stage is not None:
+            one_step = checkpoint.load_folder(origin.first_stage, dtype=dtype, semantic=False)
             networks = {**one_step.networks, **networks}
             kept = {k: v for k, v in one_step.scalars.items() if k != "default_denoising_steps"}
             scalars = {**scalars, **kept}
-            digests.append(loading.fingerprint(first))
-            name = f"{name} + {label}"
-        wanted = guided and "dino_controlnet" in networks and "dino" not in components
-        if wanted and (dino is not None or "dino" not in networks):
-            networks["dino"], digest = _load_prior(dino, dtype)
-            digests.append(digest)
+        if origin.dino is not None:
+            networks["dino"] = load_dino(origin.dino, dtype=dtype, load=False)
         networks.update(components)
         if turbo:
             networks = {k: v for k, v in networks.items() if not k.startswith(("refine_", "dino"))}
-        if networks.get("line", scalars.get("line")) == "v1" and "default_denoising_steps" not in scalars:
+        if scalars.get("line") == "v1" and "default_denoising_steps" not in scalars:
             scalars["default_denoising_steps"] = 2
         for shared in ("vae", "refine_vae", "unet", "refine_unet", "dino"):
             if networks.get(shared) is not None:
                 networks[shared] = share(networks[shared])
         pipeline = cls(**networks, **scalars)
-        pipeline.weights_name = name
-        pipeline.weights_sha256 = combined_digest(digests)
+        pipeline.weights_name, pipeline.weights_sha256 = origin.name, origin.sha256
         pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
         pipeline._place(place)
         return pipeline
@@ -519,23 +515,25 @@ class StableNormal(DiffusionPipeline):
             scale=options.conditioning_scale,
         )
 
-    def effective(self, options: NormalOptions, plan: Plan) -> NormalOptions:
-        """The options with every default filled in, as results record them."""
+    def effective(self, options: NormalOptions, plan: Plan) -> dict[str, Any]:
+        """What a pass with these options does in numbers, every default filled in, for the record."""
         config = self.config
-        filled: dict[str, Any] = {
-            "turbo": not plan.refine,
+        prompted = config.line == "v0"
+        return {
+            "line": config.line,
+            "stages": 2 if plan.refine else 1,
             "t_start": plan.t_start,
-            "steps": plan.steps if plan.refine else None,
+            "steps": plan.steps if plan.refine else 1,
             "semantic": plan.semantic,
-            "resolution": config.default_resolution if options.resolution is None else options.resolution,
-            "processing_resolution": config.default_processing_resolution
-            if options.processing_resolution is None
-            else options.processing_resolution,
-            "prompt": None if config.line == "v1" else options.prompt or config.prompt,
-            "refine_prompt": (options.refine_prompt or config.refine_prompt) if plan.refine else None,
-            "dtype": str(self.unet.dtype).removeprefix("torch."),
+            "resolution": self._predictor_side(options),
+            "processing_resolution": self.side(options),
+            "prompt": (config.prompt if options.prompt is None else options.prompt) if prompted else None,
+            "refine_prompt": (
+                config.refine_prompt if options.refine_prompt is None else options.refine_prompt
+            )
+            if plan.refine
+            else None,
         }
-        return replace(options, **filled)
 
     @torch.no_grad()
     def solve(self, x: Tensor, draws: Draws, plan: Plan) -> Tensor:
@@ -561,18 +559,23 @@ class StableNormal(DiffusionPipeline):
     @torch.no_grad()
     def field(self, images: Tensor, draws: Draws, plan: Plan, options: NormalOptions) -> Tensor:
         """Unit normals ``(B, 3, H, W)`` in the raw frame of images in [0, 1] ``(B, 3, H, W)``, of their size."""
-        x, canvas = imaging.preprocess(images, self._side(options))
+        x, canvas = imaging.preprocess(images, self.side(options))
         latent = self.solve(x, draws, plan)
         decoded = self.decode(latent, refine=plan.refine)
         return imaging.postprocess(decoded, canvas, one_step=not plan.refine, resize=options.match_input)
 
-    def _side(self, options: NormalOptions) -> int:
+    def side(self, options: NormalOptions) -> int:
+        """Longest side that the networks see; 0 for all there is."""
         side = options.processing_resolution
         return int(self.config.default_processing_resolution if side is None else side)
 
-    def _latent_size(self, size: tuple[int, int], options: NormalOptions) -> tuple[int, int]:
+    def _predictor_side(self, options: NormalOptions) -> int:
+        side = options.resolution
+        return int(self.config.default_resolution if side is None else side)
+
+    def latent_size(self, size: tuple[int, int], options: NormalOptions) -> tuple[int, int]:
         """Latent size of an image of ``size`` after preprocessing."""
-        side = self._side(options)
+        side = self.side(options)
         if side:
             longest = max(size)
             size = max(1, size[0] * side // longest), max(1, size[1] * side // longest)
@@ -603,12 +606,13 @@ class StableNormal(DiffusionPipeline):
             InputError: an option is out of range, or a mask does not fit.
             WeightsError: no text tower for a new prompt.
         """
-        options = options or NormalOptions()
+        options = replace(options or NormalOptions(), dtype=str(self.unet.dtype).removeprefix("torch."))
+        if matting is not None:
+            options = replace(options, matting=matting.name)
         plan = self.plan(options)
-        options = self.effective(options, plan)
-        prepared = [self._prepare(p, options) for p in photos]
+        prepared = [self.prepare(p, options) for p in photos]
         found = [
-            self._mask(photo, given, matting)
+            self.mask_of(photo, given, matting)
             for photo, given in zip(photos, masks or [None] * len(photos), strict=True)
         ]
         sizes: dict[tuple[int, int], list[int]] = {}
@@ -620,19 +624,20 @@ class StableNormal(DiffusionPipeline):
             fields, spread = self._ensemble(images, size, len(members), plan, options, generator)
             for row, i in enumerate(members):
                 deviation = None if spread is None else spread[row : row + 1]
-                results[i] = self._result(photos[i], fields[row : row + 1], deviation, found[i], options)
+                results[i] = self.result(photos[i], fields[row : row + 1], deviation, found[i], options, plan)
         return [results[i] for i in range(len(photos))]
 
-    def _prepare(self, photo: Photo, options: NormalOptions) -> Tensor:
+    def prepare(self, photo: Photo, options: NormalOptions) -> Tensor:
         """``(1, 3, H, W)`` in [0, 1] on the CPU: on white, at the predictor's size."""
         pixels = photo.rgb8
         if photo.alpha is not None:
             pixels, _ = imaging.over_white(pixels, np.round(photo.alpha * 255).astype(np.uint8))
-        if options.resolution:
-            pixels = imaging.resize_image(pixels, imaging.working_size(*photo.size, options.resolution))
+        side = self._predictor_side(options)
+        if side:
+            pixels = imaging.resize_image(pixels, imaging.working_size(*photo.size, side))
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
-    def _mask(self, photo: Photo, given: np.ndarray | None, matting: Matting | None) -> np.ndarray | None:
+    def mask_of(self, photo: Photo, given: np.ndarray | None, matting: Matting | None) -> np.ndarray | None:
         """Which pixels count (H, W): the person's mask, else the photograph's alpha, else the matting model's."""
         if given is not None:
             return imaging.check_mask(given, photo.size)
@@ -651,7 +656,7 @@ class StableNormal(DiffusionPipeline):
     ) -> tuple[Tensor, Tensor | None]:
         """Mean direction ``(B, 3, H, W)`` over members and degrees from it ``(B, 1, H, W)``; one member: itself."""
         tiled = options.tile is not None and max(size) > options.tile
-        grid = self._latent_size(size, options)
+        grid = self.latent_size(size, options)
         members = []
         for member in range(options.ensemble):
             sources = [
@@ -674,7 +679,7 @@ class StableNormal(DiffusionPipeline):
         """A view of the whole, then tiles that keep its large shapes and add their detail."""
         height, width = images.shape[-2:]
         assert options.tile is not None
-        grid = self._latent_size((height, width), options)
+        grid = self.latent_size((height, width), options)
         whole_draws = stack_draws([self.draw(grid, plan, source) for source in sources])
         whole = self.field(
             images, whole_draws.to(images.device, self.unet.dtype), plan, replace(options, match_input=True)
@@ -689,16 +694,18 @@ class StableNormal(DiffusionPipeline):
         for top, left, bottom, right in progress(tiling.boxes, description="tiles"):
             cut = full.cut(top // 8, left // 8, -(-(bottom - top) // 8), -(-(right - left) // 8))
             parts.append(self.field(images[:, :, top:bottom, left:right], cut, plan, native))
-        return blend_normals(parts, tiling, whole, smoothing=max(height, width) / max(self._side(options), 1))
+        return blend_normals(parts, tiling, whole, smoothing=max(height, width) / max(self.side(options), 1))
 
-    def _result(
+    def result(
         self,
         photo: Photo,
         field: Tensor,
         spread: Tensor | None,
         mask: np.ndarray | None,
         options: NormalOptions,
+        plan: Plan,
     ) -> NormalPrediction:
+        """A result of raw normals ``(1, 3, H, W)`` and their spread in degrees ``(1, 1, H, W)``."""
         from vision3d.results import NormalPrediction
 
         size = photo.size if options.match_input else (field.shape[-2], field.shape[-1])
@@ -714,6 +721,7 @@ class StableNormal(DiffusionPipeline):
             valid=None if mask is None else imaging.resize_mask(mask, size),
             uncertainty=uncertainty,
             photo=photo,
+            effective=self.effective(options, plan),
             provenance=options.provenance(self.weights_name, self.weights_sha256),
         )
 
@@ -805,45 +813,3 @@ def stack_draws(draws: Sequence[Draws]) -> Draws:
     """The noise of single images as that of a batch."""
     fresh = tuple(torch.cat(parts) for parts in zip(*(d.fresh for d in draws), strict=True))
     return Draws(torch.cat([d.start for d in draws]), fresh)
-
-
-def combined_digest(digests: Sequence[str]) -> str:
-    """One checksum for several checkpoints."""
-    import hashlib
-
-    return digests[0] if len(digests) == 1 else hashlib.sha256("|".join(digests).encode()).hexdigest()
-
-
-def resolve_weights(source: str | Path | None, *, turbo: bool = False) -> tuple[Path, str]:
-    """Folder and name of the weights; see :func:`vision3d.weights.resolve`.
-
-    For one step alone, the pulled one-step weights come before the refinement's and the embedded ones.
-    """
-    from vision3d.weights import registry, resolve
-    from vision3d.weights.manifest import manifest
-
-    if turbo and source is None:
-        official = manifest().official("stablenormal-turbo")
-        if official is not None and registry.pulled(official.name) is not None:
-            return resolve("stablenormal-turbo")
-    return resolve("stablenormal", source)
-
-
-def _first_stage(refinement: Path, given: str | Path | None) -> tuple[Path, str]:
-    """Where the one-step weights of a refinement are."""
-    from vision3d.weights import resolve
-
-    if given is not None:
-        return resolve("stablenormal-turbo", given)
-    beside = refinement.parent / "yoso-normal-v0-3"
-    if beside.is_dir() and (beside / "model_index.json").is_file():
-        return beside, beside.name
-    return resolve("stablenormal-turbo", "yoso-normal-v0-3")
-
-
-def _load_prior(given: str | Path | None, dtype: torch.dtype) -> tuple[Dino, str]:
-    """The DINO network and its checksum."""
-    from vision3d.weights import resolve
-
-    path, _ = resolve(DINO_MODEL, DINO_MODEL if given is None else given)
-    return load_dino(path, dtype=dtype, load=False), loading.fingerprint(path)

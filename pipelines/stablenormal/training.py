@@ -30,6 +30,7 @@ from typing_extensions import override
 
 from vision3d.backbone.dino import Dino, DinoConfig, load_dino, normalise
 from vision3d.backbone.schedule import add_noise
+from vision3d.backbone.text import load_text_tower
 from vision3d.backbone.unet import denoise
 from vision3d.backbone.vae import decode, encode_moments
 from vision3d.errors import InputError
@@ -71,6 +72,8 @@ from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
 
 CLASSES = 150
 """ADE20K classes that the mini's DINO is asked for while it is trained."""
+HELD_OUT = 64
+"""Scenes that are measured while training."""
 MAX_INVALID = 0.4
 """Crops with a larger share of pixels without a normal (sky) are left out."""
 
@@ -213,11 +216,11 @@ class NormalsTask(Task):
         if self._recipe.line == "v1":
             return zero_context(width, self.device, torch.float32)
         if prompt not in self._contexts:
-            from transformers import CLIPTextModel, CLIPTokenizer
+            from transformers import CLIPTokenizer
 
             tokenizer = CLIPTokenizer.from_pretrained(component_folder(self.init, "tokenizer", "vocab.json"))
-            tower = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
-            self._contexts[prompt] = embed_prompt(tower.eval(), tokenizer, prompt)
+            tower = load_text_tower(component_folder(self.init, "text_encoder"), dtype=torch.float32)
+            self._contexts[prompt] = embed_prompt(tower, tokenizer, prompt)
         return self._contexts[prompt].to(self.device)
 
     def checkpoints(self, *networks: nn.Module) -> None:
@@ -288,10 +291,10 @@ class NormalsTask(Task):
     def _held_out(self) -> dict[str, Tensor]:
         if self._held is None:
             height, width, _ = self._recipe.crops[0]
-            world = RenderedWorld(HELD_OUT_SEED, 96, (height, width))
+            world = RenderedWorld(HELD_OUT_SEED, HELD_OUT, (height, width))
             crops = [
                 augmented_crop(world[i], (height, width), np.random.default_rng(i), ("image", "normals"))
-                for i in range(96)
+                for i in range(HELD_OUT)
             ]
             self._held = {name: torch.stack([c[name] for c in crops]) for name in ("image", "normals")}
         return self._held
@@ -347,9 +350,9 @@ class NormalsTask(Task):
         export_component(self.vae, folder / "vae")
         parts: dict[str, Any] = {"vae": self.vae}
         if self._recipe.line == "v0":
-            from transformers import CLIPTextModel, CLIPTokenizer
+            from transformers import CLIPTokenizer
 
-            tower = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
+            tower = load_text_tower(component_folder(self.init, "text_encoder"), dtype=torch.float32)
             export_component(tower, folder / "text_encoder")
             shutil.copytree(
                 component_folder(self.init, "tokenizer", "vocab.json"),
