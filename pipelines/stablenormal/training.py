@@ -321,7 +321,7 @@ class NormalsTask(Task):
         metrics = {"mean_map": _mean_angle(mean.expand_as(raw), raw, valid)}
         for name, field in self._predicted(held["image"]).items():
             metrics[name] = _mean_angle(field, raw, valid)
-            metrics[f"{name}_ratio"] = metrics[name] / metrics["mean_map"]
+            metrics[f"{name}_ratio"] = metrics[name] / max(metrics["mean_map"], 1e-6)
         return metrics
 
     @override
