@@ -92,6 +92,7 @@ class NormalsRecipe:
         angular_weight: of the angular error of the decoded map.
         angular_every: it is computed on every n-th step.
         shrinkage: of the squared difference between the predictions from two noises.
+        shrinkage_every: it is computed on every n-th step.
         latent_decay: of the squared latent where nothing else sets its scale.
         decoder_lr: learning rate of the autoencoder's decoder relative to ``lr``; 0 keeps it frozen, as published.
         steps: network calls of the refinement that the weights recommend.
@@ -117,6 +118,7 @@ class NormalsRecipe:
     angular_weight: float = 0.5
     angular_every: int = 4
     shrinkage: float = 0.1
+    shrinkage_every: int = 1
     latent_decay: float = 0.0
     decoder_lr: float = 0.0
     steps: int = 10
@@ -142,6 +144,8 @@ MINI = NormalsRecipe(
     latent_weight=0.0,
     angular_weight=1.0,
     angular_every=1,
+    shrinkage=0.3,
+    shrinkage_every=3,
     latent_decay=1e-3,
     decoder_lr=0.5,
     steps=4,
@@ -436,7 +440,7 @@ class YosoTask(NormalsTask):
         latents = self.image_latents(images)
         first = noise(latents.shape, generator, latents.device)
         second = noise(latents.shape, generator, latents.device)
-        shrinks = recipe.shrinkage > 0 and recipe.line == "v0"
+        shrinks = recipe.shrinkage > 0 and recipe.line == "v0" and step % recipe.shrinkage_every == 0
         if shrinks:
             both = self.predict(torch.cat([latents, latents]), torch.cat([first, second]))
             prediction, other = both.chunk(2)

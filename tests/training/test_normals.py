@@ -112,7 +112,9 @@ def test_shrinkage_pulls_two_noises_together(world) -> None:
 
 
 def test_the_published_losses_compare_latents(world) -> None:
-    recipe = replace(TINY, latent_weight=1.0, angular_weight=0.0, shrinkage=0.0, latent_decay=0.0, decoder_lr=0.0)
+    recipe = replace(
+        TINY, latent_weight=1.0, angular_weight=0.0, shrinkage=0.0, latent_decay=0.0, decoder_lr=0.0
+    )
     task = YosoTask(recipe, world, TaskOptions(init=EMBEDDED / "primedepth"))
     model = task.build()
     assert "decoder" not in dict(model.named_children())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def flicker(fields: list[np.ndarray], motions: list[Motion], threshold: float = 
         The mean over pixels and frames; NaN where no pixel matches.
     """
     angles = []
-    for before, field, moved in zip(fields[:-1], fields[1:], motions, strict=True):
+    for (before, field), moved in zip(pairwise(fields), motions, strict=True):
         carried = warp(before, moved.flow)
         lengths = np.linalg.norm(carried, axis=-1) * np.linalg.norm(field, axis=-1)
         counted = (moved.match > threshold) & (lengths > 0.25)
