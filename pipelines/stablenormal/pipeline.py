@@ -120,7 +120,8 @@ class StableNormal(DiffusionPipeline):
         text_encoder, tokenizer: for the (constant) prompts; may be absent in the prompt-free line or when their
             embeddings are cached.
         refine_text_encoder, refine_tokenizer: the refinement's, if they differ.
-        scalars: see :data:`vision3d.pipelines.stablenormal.checkpoint.SCALARS`.
+        line, t_start, turbo_t_start, prompt, refine_prompt, default_resolution, default_processing_resolution,
+        default_denoising_steps, dino_side: see :data:`vision3d.pipelines.stablenormal.checkpoint.SCALARS`.
     """
 
     model_cpu_offload_seq = (
@@ -153,13 +154,28 @@ class StableNormal(DiffusionPipeline):
         tokenizer: CLIPTokenizer | None = None,
         refine_text_encoder: CLIPTextModel | None = None,
         refine_tokenizer: CLIPTokenizer | None = None,
-        **scalars: Any,
+        line: str = "v0",
+        t_start: int = 401,
+        turbo_t_start: int = 0,
+        prompt: str = "",
+        refine_prompt: str = "The normal map",
+        default_resolution: int = 1024,
+        default_processing_resolution: int = 768,
+        default_denoising_steps: int = 10,
+        dino_side: int = 672,
     ) -> None:
         super().__init__()
-        unknown = set(scalars) - set(checkpoint.SCALARS)
-        if unknown:
-            raise TypeError(f"unknown settings {sorted(unknown)}")
-        self.register_to_config(**{**checkpoint.SCALARS, **scalars})
+        self.register_to_config(
+            line=line,
+            t_start=t_start,
+            turbo_t_start=turbo_t_start,
+            prompt=prompt,
+            refine_prompt=refine_prompt,
+            default_resolution=default_resolution,
+            default_processing_resolution=default_processing_resolution,
+            default_denoising_steps=default_denoising_steps,
+            dino_side=dino_side,
+        )
         self.register_modules(
             vae=vae,
             unet=unet,

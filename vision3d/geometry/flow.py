@@ -39,7 +39,7 @@ def motion(previous: np.ndarray, current: np.ndarray) -> Motion:
     import cv2
 
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (previous, current)]
-    finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
     back = finder.calc(grey[1], grey[0], None)
     forth = finder.calc(grey[0], grey[1], None)
     astray = np.linalg.norm(back + warp(forth, back), axis=-1)
