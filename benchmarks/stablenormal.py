@@ -43,6 +43,7 @@ def build(width: float) -> StableNormal:
     channels = tuple(int(c * width) for c in (320, 640, 1280, 1280))
     unet = UNet2DConditionModel(
         sample_size=96,
+        in_channels=4,
         block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,

@@ -288,9 +288,21 @@ def load_semantic(
 class RemoteSemantic(nn.Module):
     """A checkpoint's own semantic branch behind our interface.
 
+    It is not saved with a pipeline: its code stays where it came from.
+
     Args:
         network: instance of the class that the checkpoint brings.
     """
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of its weights."""
+        return next(self.parameters()).dtype
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -358,10 +370,13 @@ def _remote_network(folder: Path, index: Mapping[str, Any], dtype: torch.dtype |
         raise WeightsError(
             f"{folder}: no Python source of {cls} in this folder", "get the repository with its .py files"
         )
+    # Newer releases of diffusers ask again for the consent that the caller has given.
+    asks = "trust_remote_code" in inspect.signature(get_class_from_dynamic_module).parameters
+    consent = {"trust_remote_code": True} if asks else {}
     with _moved_modules():
         try:
             network_class = get_class_from_dynamic_module(
-                str(source.parent), module_file=source.name, class_name=cls
+                str(source.parent), module_file=source.name, class_name=cls, **consent
             )
             network = network_class.from_pretrained(  # type: ignore[attr-defined]
                 str(place),

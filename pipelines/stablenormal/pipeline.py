@@ -326,6 +326,8 @@ class StableNormal(DiffusionPipeline):
         for name in ("vae", "unet"):
             if parts.get(f"refine_{name}") is parts[name] and name == "vae":
                 parts.pop("refine_vae")
+        if isinstance(parts.get("dino_controlnet"), checkpoint.RemoteSemantic):
+            parts.pop("dino_controlnet")
         for name, part in parts.items():
             if isinstance(part, nn.Module):
                 loading.load_weights(part)
