@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
     from vision3d.pipelines.primedepth import PrimeDepth
-    from vision3d.results import DepthPrediction, Provenance
+    from vision3d.pipelines.stablenormal import StableNormal
+    from vision3d.results import DepthPrediction, NormalPrediction, Provenance
     from vision3d.synthetic import render_sample
 
 __version__ = "0.1.0"
@@ -25,11 +26,13 @@ _HOMES = {
     "DepthPrediction": "vision3d.results",
     "InputError": "vision3d.errors",
     "Intrinsics": "vision3d.camera",
+    "NormalPrediction": "vision3d.results",
     "OutputError": "vision3d.errors",
     "Photo": "vision3d.io.images",
     "PrimeDepth": "vision3d.pipelines.primedepth",
     "Provenance": "vision3d.results",
     "ResourceError": "vision3d.errors",
+    "StableNormal": "vision3d.pipelines.stablenormal",
     "Vision3DError": "vision3d.errors",
     "WeightsError": "vision3d.errors",
     "load_photo": "vision3d.io.images",
@@ -42,11 +45,13 @@ __all__ = [
     "DepthPrediction",
     "InputError",
     "Intrinsics",
+    "NormalPrediction",
     "OutputError",
     "Photo",
     "PrimeDepth",
     "Provenance",
     "ResourceError",
+    "StableNormal",
     "Vision3DError",
     "WeightsError",
     "__version__",

@@ -33,6 +33,7 @@ __all__ = [
     "DepthSpace",
     "GeometryLimits",
     "Intrinsics",
+    "NormalPrediction",
     "Prediction",
     "Provenance",
     "is_complete",
@@ -301,6 +302,181 @@ class DepthPrediction(Prediction):
             f"DepthPrediction {width}×{height}: {self.space}{f' in {self.unit}' if self.unit else ''}, "
             f"{span}; by {self.provenance.method} ({self.provenance.weights}); "
             f"{camera.fov_x:.0f}° × {camera.fov_y:.0f}° view ({source})"
+        )
+
+
+@dataclass(eq=False, repr=False)
+class NormalPrediction(Prediction):
+    """Surface normals of one photograph.
+
+    Attributes:
+        normals: (H, W, 3) float32, unit vectors in OpenCV camera axes (x right, y down, z forward), pointing to the
+            camera's side of the surface; zero where invalid.
+        valid: (H, W) bool, or None if every pixel is.
+        uncertainty: (H, W) float32, degrees between an ensemble's members and their mean, or None.
+        file_frame: frame that files are written in: one of ``vision3d.geometry.normals.FRAMES``, or "world".
+        pose: (4, 4) camera-to-world, needed for the frame "world".
+        effective: what the method did in numbers, defaults filled in, for the record.
+
+    Raises:
+        InputError: shapes or frame that do not fit.
+    """
+
+    kind: ClassVar[str] = "normals"
+    formats: ClassVar[tuple[str, ...]] = ("exr", "png8", "npz")
+
+    normals: np.ndarray
+    valid: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    file_frame: str = "opencv"
+    pose: np.ndarray | None = None
+    effective: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        from vision3d.geometry.normals import FRAMES
+
+        self.normals = np.ascontiguousarray(self.normals, dtype=np.float32)
+        if self.normals.ndim != 3 or self.normals.shape[-1] != 3 or 0 in self.normals.shape:
+            raise InputError(f"normals of shape {self.normals.shape}", "give an array of shape (H, W, 3)")
+        for name in ("valid", "uncertainty"):
+            other = getattr(self, name)
+            if other is not None and other.shape != self.size:
+                raise InputError(f"{name} of shape {other.shape} with normals of {self.size}", "resize it")
+        if self.valid is not None:
+            self.valid = self.valid.astype(bool)
+            self.normals = np.where(self.valid[..., None], self.normals, np.float32(0))
+        if self.file_frame != "world" and self.file_frame not in FRAMES:
+            raise InputError(
+                f"no frame is called {self.file_frame!r}", f"choose from {', '.join([*FRAMES, 'world'])}"
+            )
+        if self.file_frame == "world" and self.pose is None:
+            raise InputError("normals in world axes without a pose", "give the camera-to-world matrix")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.normals.shape[0], self.normals.shape[1]
+
+    def usable(self) -> np.ndarray:
+        """(H, W) bool: valid and not zero."""
+        there = np.square(self.normals).sum(-1) > 0.25
+        return there if self.valid is None else there & self.valid
+
+    def in_frame(self, frame: str, pose: np.ndarray | None = None) -> np.ndarray:
+        """(H, W, 3) float32 normals in another frame, "world" with a camera-to-world pose (the result's own).
+
+        Raises:
+            InputError: no such frame, or no pose.
+        """
+        from vision3d.geometry.normals import convert_normals, rotate_normals
+
+        if frame != "world":
+            return convert_normals(self.normals, "opencv", frame)
+        pose = self.pose if pose is None else pose
+        if pose is None:
+            raise InputError("normals in world axes without a pose", "give the camera-to-world matrix")
+        return rotate_normals(self.normals, pose)
+
+    def preview(self) -> Image.Image:
+        """The photograph beside its normals (red to the right, green up, blue to the camera) and uncertainty."""
+        from vision3d.colour import colour_normals, colour_values, side_by_side
+
+        panels = []
+        if self.photo is not None:
+            from PIL import Image
+
+            height, width = self.size
+            picture = self.photo.to_pil()
+            if self.photo.size != self.size:
+                picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+            panels.append(np.asarray(picture))
+        panels.append(colour_normals(self.normals))
+        if self.uncertainty is not None:
+            panels.append(colour_values(self.uncertainty, self.usable(), limits=(0, 30), name="magma"))
+        return side_by_side(panels)
+
+    def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:
+        """See :class:`Prediction`."""
+        from vision3d.io import normals as files_of
+        from vision3d.io.depth import write_exr
+
+        field, there = self.in_frame(self.file_frame), self.usable()
+        frame = f"frame {self.file_frame}"
+        files: dict[str, tuple[str, Writer]] = {
+            "normals.npy": (
+                f"unit normals, float32 (H, W, 3), {frame}, zero where invalid",
+                lambda path: write_npy(path, field),
+            ),
+            "normals.png": (
+                f"16 bits per channel: n = number / 65535 * 2 - 1, {frame}, white where invalid",
+                lambda path: files_of.write_normals_png(path, field, there),
+            ),
+            "preview.png": (
+                "photograph beside its normals: red to the right, green up, blue to the camera",
+                lambda path: self.preview().save(path),
+            ),
+        }
+        if self.uncertainty is not None:
+            uncertainty = self.uncertainty
+            files["uncertainty.npy"] = (
+                "degrees between the ensemble's members and their mean, float32 (H, W)",
+                lambda path: write_npy(path, uncertainty),
+            )
+        if "exr" in formats:
+            channels = {name: field[..., i] for i, name in enumerate("RGB")}
+            files["normals.exr"] = (
+                f"x, y, z in R, G, B, 32-bit float, {frame}",
+                lambda path: write_exr(path, channels, {"frame": self.file_frame}),
+            )
+        if "png8" in formats:
+            files["normals8.png"] = (
+                f"8 bits per channel, truncated as published: (n + 1) / 2 * 255, {frame}, white where invalid",
+                lambda path: files_of.write_normals_png8(path, field, there),
+            )
+        if "npz" in formats:
+            files["normals.npz"] = (
+                "normals, valid and K in one file",
+                lambda path: self._write_npz(path, field),
+            )
+        return files
+
+    def _write_npz(self, path: Path, field: np.ndarray) -> None:
+        arrays = {"normals": field, "valid": self.usable(), "K": self.resolved_camera()[0].K}
+        if self.uncertainty is not None:
+            arrays["uncertainty"] = self.uncertainty
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays, frame=np.array(self.file_frame))  # type: ignore[arg-type]
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Prediction`."""
+        axes = {
+            "opencv": "x right, y down, z forward (into the scene)",
+            "opengl": "x right, y up, z to the viewer",
+            "marigold": "x right, y up, z to the viewer",
+            "directx": "x right, y down, z to the viewer",
+            "stablenormal": "x left, y up, z to the viewer",
+            "world": "the world axes of the given camera-to-world pose",
+        }[self.file_frame]
+        return {
+            "frame": self.file_frame,
+            "unit": "unit vectors",
+            "valid_share": float(self.usable().mean()),
+            "mean_uncertainty_degrees": None
+            if self.uncertainty is None
+            else float(self.uncertainty[self.usable()].mean())
+            if self.usable().any()
+            else None,
+            "pose": self.pose,
+            "effective_settings": self.effective,
+            "conventions": {"axes": axes, "preview": "red to the right, green up, blue to the camera"},
+        }
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return (
+            f"NormalPrediction {width}×{height}: unit normals in OpenCV camera axes, "
+            f"{100 * float(self.usable().mean()):.0f} % of pixels; by {self.provenance.method} "
+            f"({self.provenance.weights})"
         )
 
 

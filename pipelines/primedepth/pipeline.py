@@ -29,10 +29,11 @@ from vision3d.backbone.text import TextEncoder, load_text_tower
 from vision3d.backbone.vae import encode_moments
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
+from vision3d.geometry.tiling import Tiling
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
-from vision3d.pipelines.primedepth.tiling import Tiling, blend_tiles
+from vision3d.pipelines.primedepth.tiling import blend_tiles
 from vision3d.progress import progress, say
 
 if TYPE_CHECKING:
@@ -518,11 +519,11 @@ class PrimeDepth(DiffusionPipeline):
         Raises:
             InputError: nothing there that can be read as an image, or an option is out of range.
         """
-        from vision3d.io.images import iter_photos, load_photo
+        from vision3d.io.images import holds_many, iter_photos, load_photo
 
         chosen = DepthOptions(**options)
         extras = {"generator": generator, "second_opinion": second_opinion}
-        if not isinstance(images, (list, tuple)) and not _holds_many(images):
+        if not isinstance(images, (list, tuple)) and not holds_many(images):
             return self.predict([load_photo(images)], chosen, **extras)[0]  # type: ignore[arg-type]
         photos = (reference.load() for reference in iter_photos(images))
         return list(self.stream(photos, chosen, batch_size=batch_size, **extras))
@@ -536,12 +537,3 @@ def _cut(
         (None if first is None else first[..., :height, :width], second[..., :height, :width])
         for first, second in noises
     ]
-
-
-def _holds_many(source: Any) -> bool:
-    """Whether a source is a folder, glob, video or batch rather than one image."""
-    if isinstance(source, (str, Path)):
-        from vision3d.io.images import is_video
-
-        return Path(source).is_dir() or is_video(Path(source)) or any(c in str(source) for c in "*?[")
-    return getattr(source, "ndim", 0) == 4 and source.shape[0] != 1

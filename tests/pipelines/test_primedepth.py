@@ -19,13 +19,14 @@ from vision3d.backbone import sharing
 from vision3d.backbone.text import to_open_clip
 from vision3d.errors import InputError, WeightsError
 from vision3d.evaluation.parity.recipe import RecipeWeights
+from vision3d.geometry.tiling import Tiling
 from vision3d.io.images import load_photo
 from vision3d.pipelines.primedepth import PrimeDepth, PrimeDepthConfig
 from vision3d.pipelines.primedepth.checkpoint import checkpoint_shapes
 from vision3d.pipelines.primedepth.ensemble import SecondOpinion
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.pipeline import working_size
-from vision3d.pipelines.primedepth.tiling import Tiling, blend_tiles
+from vision3d.pipelines.primedepth.tiling import blend_tiles
 
 NARROW = PrimeDepthConfig(
     model_channels=32,

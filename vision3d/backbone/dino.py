@@ -258,6 +258,16 @@ class Dino(nn.Module):
         self.norm = nn.LayerNorm(width, NORM_EPS)
 
     @property
+    def device(self) -> torch.device:
+        """Where it is; diffusers' pipelines ask every component."""
+        return self.pos_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of its weights."""
+        return self.pos_embed.dtype
+
+    @property
     def interpolation(self) -> str:
         """The rule by which the position table is stretched, for cache keys."""
         return "size, antialias" if self.config.registers else "scale (n + 0.1) / M"

@@ -143,20 +143,22 @@ class WeightSource:
             result[name] = value
         return result
 
-    def checksum(self) -> str:
+    def checksum(self, only: tuple[str, ...] = ()) -> str:
         """SHA-256 of the tensors' names, shapes and values, the same in whatever file they lie.
 
         Values are hashed in their stored dtype. Computed once for each version of the file and kept in the cache
         folder.
-        """
-        return _remembered(
-            self.path, f"{self.label}:{len(self.names)}", lambda: tensor_checksum(self._plain())
-        )
 
-    def _plain(self) -> dict[str, Tensor]:
+        Args:
+            only: names of submodules to hash; by default all tensors.
+        """
+        tag = ":".join([self.label, str(len(self.names)), *only])
+        return _remembered(self.path, tag, lambda: tensor_checksum(self._plain(only)))
+
+    def _plain(self, only: tuple[str, ...]) -> dict[str, Tensor]:
         kept, self.dtype = self.dtype, None
         try:
-            return self.read()
+            return self.read(only)
         finally:
             self.dtype = kept
 

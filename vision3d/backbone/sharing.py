@@ -6,6 +6,7 @@ both prepare alike is encoded once.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -21,15 +22,29 @@ from vision3d.backbone.vae import encode_moments
 Network = TypeVar("Network", bound=nn.Module)
 
 _NETWORKS: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+# Numbers of networks without a file: unlike id(), never given to another one later.
+_NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_COUNT = itertools.count()
+ENCODER = ("encoder", "quant_conv")
+"""The parts of an autoencoder that latents depend on."""
 
 
-def identity(network: nn.Module) -> str:
+def identity(network: nn.Module, parts: tuple[str, ...] = ()) -> str:
     """What a network computes, as text: class, weights' checksum, norms' epsilon, dtype.
 
     A network that was not loaded from a file is only equal to itself.
+
+    Args:
+        network: any.
+        parts: submodules that matter; by default all.
     """
     source = getattr(network, "_weight_source", None)
-    weights = f"object {id(network)}" if source is None or not source.path.is_file() else source.checksum()
+    if source is None or not source.path.is_file():
+        if network not in _NUMBERS:
+            _NUMBERS[network] = next(_COUNT)
+        weights = f"object {_NUMBERS[network]}"
+    else:
+        weights = source.checksum(parts)
     epsilons = sorted({layer.eps for layer in network.modules() if isinstance(layer, nn.GroupNorm)})
     dtype = next((p.dtype for p in network.parameters()), None)
     return f"{type(network).__name__}|{weights}|{epsilons}|{dtype}"
@@ -57,7 +72,8 @@ def shared_moments(
     """
     cache = shared_latents() if cache is None else cache
     run = encode or (lambda batch: encode_moments(vae, batch))
-    network = identity(vae)
+    # Methods that bring their own decoder (DM-Calib's depth, small weights) still share the encoder.
+    network = identity(vae, ENCODER)
     keys = [LatentKey(image_sha256(row), "", network, str(images.dtype), "moments") for row in images]
 
     def encoded(indices: list[int]) -> list[Tensor]:

@@ -12,8 +12,9 @@ Tap names: ``time`` (time embedding), ``d0``..``d11`` (outputs of the encoder bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vision3d.backbone.attention import (
     cross_attention,
@@ -117,6 +119,10 @@ def upsample(upsampler: Upsample2D, x: Tensor, size: Sequence[int]) -> Tensor:
     return upsampler.conv(F.interpolate(x, size=list(size), mode="nearest"))
 
 
+def _attended(block: Transformer2DModel, x: Tensor, context: Tensor) -> Tensor:
+    return block(x, encoder_hidden_states=context, return_dict=False)[0]
+
+
 def walk(
     unet: UNet2DConditionModel,
     sample: Tensor,  # [B, 4, h, w]
@@ -125,6 +131,8 @@ def walk(
     *,
     time_add: Tensor | None = None,  # [B, 4 * model channels]
     attention_maps: bool = False,
+    residuals: tuple[Sequence[Tensor], Tensor] | None = None,
+    injected: Sequence[Tensor] | None = None,
 ) -> Iterator[Tap]:
     """Runs the UNet and yields each intermediate as it appears; stop iterating to stop computing.
 
@@ -135,17 +143,33 @@ def walk(
         context: text embeddings; one row is shared by the batch.
         time_add: added to the output of the time MLP.
         attention_maps: yield pooled attention maps with every block that has a transformer.
+        residuals: what a ControlNet adds: one tensor per skip, added when the encoder is through, and one that is
+            added after the middle block (the tap ``mid`` is read before that).
+        injected: one tensor per skip, added to the encoder's running activation where that skip is stored, so
+            that it reaches all later blocks.
+
+    The encoder and the middle block may also be a ControlNet's own: whoever stops at ``mid`` needs no decoder.
     """
+    additions = iter(injected) if injected is not None else None
     context = context.to(sample.dtype).expand(sample.shape[0], -1, -1)
     temb = time_embedding(unet, timesteps, sample.shape[0], time_add)
     yield Tap("time", temb)
 
-    def attend(block: Transformer2DModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def run(level: nn.Module, module: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+        """A module's output; under ``enable_gradient_checkpointing`` it is computed again for the gradient."""
+        if torch.is_grad_enabled() and getattr(level, "gradient_checkpointing", False):
+            return checkpoint(module, x, *others, use_reentrant=False)  # type: ignore[return-value]
+        return module(x, *others)
+
+    def attend(level: nn.Module, block: Transformer2DModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if attention_maps:
             return transformer_with_maps(block, x, context)
-        return block(x, encoder_hidden_states=context, return_dict=False)[0], None
+        return run(level, partial(_attended, block), x, context), None
 
-    h = unet.conv_in(sample)
+    def inject(x: Tensor) -> Tensor:
+        return x if additions is None else x + next(additions).to(x)
+
+    h = inject(unet.conv_in(sample))
     skips = [h]
     yield Tap("d0", h)
     for level in unet.down_blocks:
@@ -153,20 +177,24 @@ def walk(
             level, "attentions", [None] * len(level.resnets)
         )
         for resnet, attention in zip(level.resnets, attentions, strict=True):
-            h, maps = resnet(h, temb), None
+            h, maps = run(level, resnet, h, temb), None
             if attention is not None:
-                h, maps = attend(attention, h)
+                h, maps = attend(level, attention, h)
+            h = inject(h)
             skips.append(h)
             yield Tap(f"d{len(skips) - 1}", h, maps)
         if level.downsamplers:
-            h = level.downsamplers[0](h)
+            h = inject(level.downsamplers[0](h))
             skips.append(h)
             yield Tap(f"d{len(skips) - 1}", h)
 
     h = unet.mid_block.resnets[0](h, temb)
-    h, maps = attend(unet.mid_block.attentions[0], h)
+    h, maps = attend(unet.mid_block, unet.mid_block.attentions[0], h)
     h = unet.mid_block.resnets[1](h, temb)
     yield Tap("mid", h, maps)
+    if residuals is not None:
+        skips = [skip + added.to(skip) for skip, added in zip(skips, residuals[0], strict=True)]
+        h = h + residuals[1].to(h)
 
     position = 0
     for b, level in enumerate(unet.up_blocks):
@@ -174,10 +202,10 @@ def walk(
         for j, (resnet, attention) in enumerate(zip(level.resnets, attentions, strict=True)):
             h = torch.cat([h, skips.pop()], dim=1)
             yield Tap(f"in{position}", h)
-            h, maps = resnet(h, temb), None
+            h, maps = run(level, resnet, h, temb), None
             yield Tap(f"u{b}r{j}", h)
             if attention is not None:
-                h, maps = attend(attention, h)
+                h, maps = attend(level, attention, h)
                 yield Tap(f"u{b}a{j}", h, maps)
             position += 1
         if level.upsamplers:
@@ -195,15 +223,18 @@ def read_taps(
     taps: Iterable[str],
     *,
     time_add: Tensor | None = None,
+    residuals: tuple[Sequence[Tensor], Tensor] | None = None,
+    injected: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The named intermediates; nothing after the last of them is computed.
+    """The named intermediates; nothing after the last of them is computed. Arguments as in :func:`walk`.
 
     Raises:
         ValueError: a name is none of this network's taps.
     """
     wanted = {tap_name(unet, name): name for name in taps}
     found: dict[str, Tensor] = {}
-    for tap in walk(unet, sample, timesteps, context, time_add=time_add):
+    steps = walk(unet, sample, timesteps, context, time_add=time_add, residuals=residuals, injected=injected)
+    for tap in steps:
         if tap.name in wanted:
             found[wanted[tap.name]] = tap.tensor
             if len(found) == len(wanted):
@@ -218,6 +249,21 @@ def denoise(
     context: Tensor,
     *,
     time_add: Tensor | None = None,
+    residuals: tuple[Sequence[Tensor], Tensor] | None = None,
+    injected: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The full pass: model output ``(B, out_channels, h, w)`` in the network's own parameterisation."""
-    return read_taps(unet, sample, timesteps, context, ["out"], time_add=time_add)["out"]
+    """The full pass: model output ``(B, out_channels, h, w)`` in the network's own parameterisation.
+
+    Arguments as in :func:`walk`.
+    """
+    out = read_taps(
+        unet,
+        sample,
+        timesteps,
+        context,
+        ["out"],
+        time_add=time_add,
+        residuals=residuals,
+        injected=injected,
+    )
+    return out["out"]

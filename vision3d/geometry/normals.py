@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vision3d.camera import Intrinsics
+from vision3d.errors import InputError
 from vision3d.geometry.unproject import unproject_depth
 
 
@@ -55,3 +58,51 @@ def _tangent(grid: np.ndarray, axis: int) -> np.ndarray:
     tangent = (forward + backward) / 2
     tangent = np.where(only_f[..., None], forward, tangent)
     return np.where((only_b & ~(only_f & only_b))[..., None], backward, tangent)
+
+
+# Frames -------------------------------------------------------------------------------------------------
+
+FRAMES = {
+    "opencv": (1, 1, 1),
+    "opengl": (1, -1, -1),
+    "directx": (1, 1, -1),
+    "stablenormal": (-1, -1, -1),
+    "marigold": (1, -1, -1),
+}
+"""Signs that take a vector in OpenCV camera axes (x right, y down, z forward) to another frame.
+
+``opengl``: x right, y up, z to the viewer, also the green-up convention of tangent-space pictures, and Marigold's;
+``directx``: x right, y down, z to the viewer (green-down pictures); ``stablenormal``: x left, y up, z to the camera,
+what the published networks predict.
+"""
+
+
+def convert_normals(normals: Any, source: str, target: str) -> Any:
+    """Normals with the last axis x, y, z in another of :data:`FRAMES`; arrays and tensors alike.
+
+    Raises:
+        InputError: no such frame.
+    """
+    for name in (source, target):
+        if name not in FRAMES:
+            raise InputError(f"no frame is called {name!r}", f"choose from {', '.join(FRAMES)}")
+    signs = [a * b for a, b in zip(FRAMES[source], FRAMES[target], strict=True)]
+    if isinstance(normals, np.ndarray):
+        return normals * np.array(signs, normals.dtype)
+    return normals * normals.new_tensor(signs)
+
+
+def rotate_normals(normals: np.ndarray, cam_to_world: np.ndarray) -> np.ndarray:
+    """Normals in OpenCV camera axes ``(..., 3)`` in world axes.
+
+    Args:
+        normals: unit vectors; zero vectors stay zero.
+        cam_to_world: (4, 4) or (3, 3) pose of the camera (OpenCV axes); only its rotation matters.
+
+    Raises:
+        InputError: the pose's rotation is none.
+    """
+    rotation = np.asarray(cam_to_world, np.float64)[:3, :3]
+    if rotation.shape != (3, 3) or not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4):
+        raise InputError("a pose whose rotation is not orthonormal", "give a camera-to-world matrix of 4 × 4")
+    return (normals.astype(np.float64) @ rotation.T).astype(np.float32)

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
     Sources = Source | Photo | Sequence[Source | Photo]
 
-__all__ = ["IMAGE_SUFFIXES", "Photo", "PhotoRef", "expand_inputs", "is_video", "iter_photos", "load_photo"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Photo",
+    "PhotoRef",
+    "expand_inputs",
+    "holds_many",
+    "is_video",
+    "iter_photos",
+    "load_photo",
+]
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -195,3 +204,11 @@ def _frame_photo(frame: np.ndarray, name: str, video: Path) -> Photo:
     photo = Photo(frame, name, video)
     check_shape(photo)
     return photo
+
+
+def holds_many(source: Any) -> bool:
+    """Whether a source is a folder, pattern, video or batch rather than one image."""
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        return path.is_dir() or is_video(path) or glob.has_magic(str(source))
+    return getattr(source, "ndim", 0) == 4 and source.shape[0] != 1

@@ -72,9 +72,11 @@ class Photo:
 
     @cached_property
     def sha256(self) -> str:
-        """Checksum of the pixels (with their size and type), however they were stored."""
+        """Checksum of the pixels (with their size and type) and their transparency, however they were stored."""
         digest = hashlib.sha256(f"{self.pixels.dtype.name} {self.pixels.shape}".encode())
         digest.update(np.ascontiguousarray(self.pixels).data)
+        if self.alpha is not None:
+            digest.update(np.ascontiguousarray(self.alpha).data)
         return digest.hexdigest()
 
     def to_tensor(self) -> torch.Tensor:

@@ -23,10 +23,19 @@ TASKS = {
     "prior-unet": "vision3d.training.prior:PriorUnetTask",
     "prior-geometry": "vision3d.training.geometry_prior:GeometryPriorTask",
     "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
+    "stablenormal-yoso": "vision3d.pipelines.stablenormal.training:YosoTask",
+    "stablenormal-refine": "vision3d.pipelines.stablenormal.training:RefineTask",
 }
 """Where each task's class is; loaded when it is trained."""
 
-TaskName = Literal["prior-vae", "prior-unet", "prior-geometry", "primedepth"]
+TaskName = Literal[
+    "prior-vae",
+    "prior-unet",
+    "prior-geometry",
+    "primedepth",
+    "stablenormal-yoso",
+    "stablenormal-refine",
+]
 
 
 def load_task(name: str, options: TaskOptions) -> Task:
@@ -66,7 +75,8 @@ def train(
     training.json, which says how to repeat the run and what was measured.
 
     Args:
-        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, or PrimeDepth.
+        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, PrimeDepth, or
+            one of StableNormal's two stages.
         out: output folder.
         preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
             more, which an unknown name lists.
