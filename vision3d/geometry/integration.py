@@ -538,3 +538,35 @@ def _uncut(
     predicted = -(offset[:, 1:] + offset[:, :-1]) / (slope[:, 1:] + slope[:, :-1])
     residual = np.nan_to_num(np.diff(x, axis=1) - predicted)
     return 1 / (1 + np.square(residual / (limit * noise))) ** 2
+
+
+def resize_surface(depth: np.ndarray, size: tuple[int, int], *, max_jump: float = 0.05) -> np.ndarray:
+    """A depth map (H, W) at another ``size`` (height, width), bilinear in log depth but never across a jump.
+
+    Of the four samples around a position only those within ``max_jump`` (relative) of the nearest one count, so that
+    no depth comes out that lies between a foreground and its background. NaN stays where the nearest sample is NaN.
+    """
+    z = np.asarray(depth, dtype=np.float32)
+    if z.shape == tuple(size):
+        return z
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = np.where(z > 0, np.log(z), np.nan).astype(np.float32)
+    rows, columns = ((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(size, z.shape, strict=True))
+    nearest = x[
+        np.ix_(_inside(np.floor(rows + 0.5), z.shape[0]), _inside(np.floor(columns + 0.5), z.shape[1]))
+    ]
+    total, weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for down in (0, 1):
+        for right in (0, 1):
+            i, j = np.floor(rows) + down, np.floor(columns) + right
+            share = np.outer(1 - np.abs(rows - i), 1 - np.abs(columns - j)).astype(np.float32)
+            sample = x[np.ix_(_inside(i, z.shape[0]), _inside(j, z.shape[1]))]
+            with np.errstate(invalid="ignore"):
+                near = np.abs(sample - nearest) <= max_jump
+            total += np.where(near, sample, 0) * share * near
+            weight += share * near
+    return np.where(weight > 1e-6, np.exp(total / np.where(weight > 1e-6, weight, 1)), np.exp(nearest))
+
+
+def _inside(positions: np.ndarray, size: int) -> np.ndarray:
+    return np.clip(positions, 0, size - 1).astype(np.int64)
