@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
     from vision3d.pipelines.primedepth import PrimeDepth
+    from vision3d.pipelines.scene import Scene, ScenePipeline
     from vision3d.results import DepthPrediction, Provenance
+    from vision3d.scene import ScenePrediction
     from vision3d.synthetic import render_sample
 
 __version__ = "0.1.0"
@@ -30,6 +32,9 @@ _HOMES = {
     "PrimeDepth": "vision3d.pipelines.primedepth",
     "Provenance": "vision3d.results",
     "ResourceError": "vision3d.errors",
+    "Scene": "vision3d.pipelines.scene",
+    "ScenePipeline": "vision3d.pipelines.scene",
+    "ScenePrediction": "vision3d.scene",
     "Vision3DError": "vision3d.errors",
     "WeightsError": "vision3d.errors",
     "load_photo": "vision3d.io.images",
@@ -47,6 +52,9 @@ __all__ = [
     "PrimeDepth",
     "Provenance",
     "ResourceError",
+    "Scene",
+    "ScenePipeline",
+    "ScenePrediction",
     "Vision3DError",
     "WeightsError",
     "__version__",

@@ -58,7 +58,8 @@ def shared_moments(
     cache = shared_latents() if cache is None else cache
     run = encode or (lambda batch: encode_moments(vae, batch))
     network = identity(vae)
-    keys = [LatentKey(image_sha256(row), "", network, str(images.dtype), "moments") for row in images]
+    # The autoencoder sees 2x - 1, in which the roundings of pipelines that hold images in [-1, 1] are equal again.
+    keys = [LatentKey(image_sha256(row * 2 - 1), "", network, str(images.dtype), "moments") for row in images]
 
     def encoded(indices: list[int]) -> list[Tensor]:
         # clones, for slices would keep the whole batch alive

@@ -397,8 +397,14 @@ def fuse_depth_normals(
     inside = np.isfinite(clean.log_depth) if mask is None else np.asarray(mask, bool)
     eq = _equations(clean.normals.astype(np.float64), camera, inside, None, 1.0)
     cuts = (
-        _uncut(eq.slope_u, eq.offset_u, clean.log_depth, clean.noise),
-        _uncut(eq.slope_v.T, eq.offset_v.T, clean.log_depth.T, clean.noise).T,
+        _uncut(eq.slope_u, eq.offset_u, clean.log_depth, clean.noise, camera.fx * math.radians(normal_noise)),
+        _uncut(
+            eq.slope_v.T,
+            eq.offset_v.T,
+            clean.log_depth.T,
+            clean.noise,
+            camera.fy * math.radians(normal_noise),
+        ).T,
     )
     return integrate_normals(
         clean.normals,
@@ -532,12 +538,17 @@ def _normal_noise(n: np.ndarray, oriented: np.ndarray) -> float:
 
 
 def _uncut(
-    slope: np.ndarray, offset: np.ndarray, x: np.ndarray, noise: float, limit: float = 4.0
+    slope: np.ndarray, offset: np.ndarray, x: np.ndarray, noise: float, turn: float, limit: float = 4.0
 ) -> np.ndarray:
-    """(H, W - 1) in (0, 1]: near 0 where two neighbours are farther apart than noise and tangent planes explain."""
-    predicted = -(offset[:, 1:] + offset[:, :-1]) / (slope[:, 1:] + slope[:, :-1])
-    residual = np.nan_to_num(np.diff(x, axis=1) - predicted)
-    return 1 / (1 + np.square(residual / (limit * noise))) ** 2
+    """(H, W - 1) in (0, 1]: near 0 where two neighbours are farther apart than noise and tangent planes explain.
+
+    ``turn`` is the focal length times the normals' noise: at a cosine c to the view, the step that a normal predicts is
+    wrong by its noise over ``f c²``, which for floors seen at a low angle is all that there is to say.
+    """
+    along = (slope[:, 1:] + slope[:, :-1]) / 2
+    residual = np.nan_to_num(np.diff(x, axis=1) + (offset[:, 1:] + offset[:, :-1]) / 2 / along)
+    tolerance = np.square(limit * noise) + np.square(turn / along**2)
+    return 1 / (1 + np.square(residual) / tolerance) ** 2
 
 
 def resize_surface(depth: np.ndarray, size: tuple[int, int], *, max_jump: float = 0.05) -> np.ndarray:
