@@ -139,16 +139,16 @@ class ScenePipeline:
         gc.collect()  # of networks that were replaced by equal ones
         return cls(depth, normals, calibration)
 
-    def tasks(self, options: SceneOptions) -> Tasks:
-        """The four tasks with these settings."""
+    def tasks(self, options: SceneOptions, photo: Photo) -> Tasks:
+        """The four tasks with these settings for one photograph."""
         from vision3d.pipelines.dmcalib.options import CalibrationOptions
         from vision3d.pipelines.primedepth.options import DepthOptions
         from vision3d.pipelines.stablenormal.options import NormalOptions
 
-        canvas = None
-        if options.common:
-            canvas = options.canvas or int(self.calibration.config.max_size)
+        canvas = self.canvas(options)
         chosen = CalibrationOptions(**options.calibration(), **({"max_size": canvas} if canvas else {}))
+        if canvas is not None and chosen.focal is not None:
+            chosen = replace(chosen, focal=chosen.focal * canvas / max(photo.size))
         segmentation = (
             options.may_have_sky and self.depth is not None and self.depth.segmentation_head is not None
         )
@@ -176,15 +176,16 @@ class ScenePipeline:
         """
         options = options or SceneOptions()
         options.check()
-        canvas = None
-        if options.common:
-            canvas = options.canvas or int(self.calibration.config.max_size)
-        tasks = self.tasks(options)
         scenes = []
         for photo in photos:
             self.seconds = {}
+            tasks, canvas = self.tasks(options, photo), self.canvas(options)
             scenes.append(build_scene(photo, tasks, options, canvas=canvas, seconds=self.seconds))
         return scenes
+
+    def canvas(self, options: SceneOptions) -> int | None:
+        """Side of the common canvas, or None if each task prepares the photograph in its own way."""
+        return (options.canvas or int(self.calibration.config.max_size)) if options.common else None
 
     def __call__(self, images: Any, **options: Any) -> Scene | list[Scene]:
         """Scenes of whatever holds images; ``options`` are fields of :class:`SceneOptions`.
@@ -352,7 +353,7 @@ class CommonView:
         h, w = self.small.size
         inside = np.ascontiguousarray(values[self.top : self.top + h, self.left : self.left + w])
         kind = inside.dtype
-        if kind == bool:
+        if kind.kind == "b":
             inside = inside.astype(np.uint8)
         mode = cv2.INTER_NEAREST_EXACT if labels else cv2.INTER_LINEAR
         return cv2.resize(inside, (self.size[1], self.size[0]), interpolation=mode).astype(kind)
