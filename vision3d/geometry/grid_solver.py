@@ -179,9 +179,10 @@ def solve_grid(
     norm = float(np.linalg.norm(r))
     count = 0
     direction, rho = np.zeros_like(r), 1.0
+    active = matrix.total > 0  # a coarse correction reaches pixels that no equation holds, too
     previous = r
     while norm > goal and count < max_iterations:
-        z = precondition(r)
+        z = np.where(active, precondition(r), 0.0)
         # Polak–Ribière: single precision makes the preconditioner a slightly different one each time.
         beta = float(np.vdot(z, r - previous)) / rho if count else 0.0
         rho = float(np.vdot(r, z))
