@@ -74,7 +74,9 @@ def test_the_uncertainty_is_that_of_simulated_errors() -> None:
     maps = room()
     covariance = np.diag([4.0, 4.0, 2.0, 2.0]) ** 2
     scene = ScenePrediction.from_maps(**maps, covariance=covariance, options=FusionOptions(scale_noise=0.03))
-    scene.metric = scene.fused * np.exp(0.02 * np.random.default_rng(1).normal(size=scene.size)).astype(np.float32)
+    scene.metric = scene.fused * np.exp(0.02 * np.random.default_rng(1).normal(size=scene.size)).astype(
+        np.float32
+    )
     start, end = (45.0, 60.0), (100.0, 60.0)
     rng = np.random.default_rng(0)
     z0, z1 = float(scene.point(start)[2]), float(scene.point(end)[2])
@@ -84,8 +86,7 @@ def test_the_uncertainty_is_that_of_simulated_errors() -> None:
         camera = Intrinsics(fx, fy, cx, cy, 128, 96)
         scale = 1 + 0.03 * rng.normal()
         ends = [
-            camera.unproject(p, z * scale * (1 + 0.02 * rng.normal()))
-            for p, z in ((start, z0), (end, z1))
+            camera.unproject(p, z * scale * (1 + 0.02 * rng.normal())) for p, z in ((start, z0), (end, z1))
         ]
         distances.append(np.linalg.norm(ends[1] - ends[0]))
     assert scene.measure(start, end).sigma == pytest.approx(np.std(distances), rel=0.08)
@@ -111,7 +112,14 @@ def test_the_mesh_is_cut_between_the_box_and_the_floor_and_at_the_window(scene: 
 def test_all_files_are_there_and_say_what_they_are(scene: ScenePrediction, tmp_path: Path) -> None:
     files = {path.name for path in scene.save(tmp_path / "room", ["obj", "exr", "npz"])}
     assert files >= {
-        *("metric_depth.npy", "normals.npy", "fused_depth.npy", "relative_depth.npy", "camera.json", "sky.npy"),
+        *(
+            "metric_depth.npy",
+            "normals.npy",
+            "fused_depth.npy",
+            "relative_depth.npy",
+            "camera.json",
+            "sky.npy",
+        ),
         *("scene.glb", "scene.ply", "points.ply", "scene.json", "preview.png", "result.json"),
         *("scene.obj", "scene.mtl", "scene.jpg", "fused_depth.exr", "scene.npz"),
     }
@@ -143,7 +151,7 @@ def test_trimesh_and_open3d_read_the_glb_in_metres(scene: ScenePrediction, tmp_p
 
     path = scene.export(tmp_path / "room.glb")
     read = trimesh.load(path, process=False)
-    low, high = read.bounds
+    low, _ = read.bounds
     assert low[2] == pytest.approx(-6.0, abs=0.06) and low[1] == pytest.approx(-1.5, abs=0.02)
     (geometry,) = read.geometry.values()
     assert geometry.visual.material.baseColorTexture.size == (128, 96)

@@ -175,9 +175,7 @@ def test_fusion_on_the_procedural_world_improves_depth_and_normals_and_keeps_edg
     from vision3d.evaluation.fusion import compare
     from vision3d.synthetic import render_sample
 
-    rows = [
-        compare(render_sample(seed, (96, 128)), seed) for seed in (900_000_006, 900_000_012, 900_000_021)
-    ]
+    rows = [compare(render_sample(seed, (96, 128)), seed) for seed in (900_000_006, 900_000_012, 900_000_021)]
     mean = {name: np.mean([getattr(row, name) for row in rows]) for name in rows[0].__dataclass_fields__}
     assert mean["fused_normal_error"] <= 0.7 * mean["depth_normal_error"]
     assert mean["fused_normal_error"] <= 0.9 * mean["normal_error"]

@@ -190,10 +190,12 @@ def align_inverse_to_metric(
     with np.errstate(divide="ignore", invalid="ignore"):
         scales = (1 / zs[first] - 1 / zs[second]) / gap
     proposals = [
-        (scale, 1 / zs[i] - scale * xs[i]) for scale, i in zip(scales, first, strict=True) if scale > 0
+        (scale, 1 / zs[i] - scale * xs[i])
+        for scale, i in zip(scales, first, strict=True)
+        if 0 < scale < np.inf
     ]
     plain = _least_squares(xs, 1 / zs, zs * zs)
-    proposals = [(s, t) for s, t in proposals if np.isfinite(s)] + [(plain.scale, plain.shift)]
+    proposals.append((plain.scale, plain.shift))
 
     def score(fit: tuple[float, float]) -> float:
         return float(np.minimum(((fit[0] * xs + fit[1]) * zs - 1) ** 2, threshold**2).sum())
