@@ -189,7 +189,7 @@ def test_merging_takes_edges_from_one_and_large_scales_from_the_other() -> None:
     merged = merge_depths(metric, 1 / bent, fit)
     aligned = 1 / fit.affine(1 / bent)
     step = np.diff(np.log(merged), axis=1)[:, 80]
-    np.testing.assert_allclose(step, np.diff(np.log(truth), axis=1)[:, 80], rtol=0.1)
+    np.testing.assert_allclose(step, np.diff(np.log(truth), axis=1)[:, 80], rtol=0.2)
     away = np.abs(np.arange(160) - 80.5) > 12
     errors = [np.abs(d / truth - 1)[:, away].mean() for d in (aligned, merged)]
     assert errors[1] < 0.6 * errors[0], errors
