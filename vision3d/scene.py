@@ -218,7 +218,7 @@ class ScenePrediction(Prediction):
             else:
                 depth = np.where(surface, merge_depths(depth, relative, fit), np.nan)
                 alignment = describe_fit(fit)
-        size = working_size(*metric.shape, options.max_size)
+        size = working_size(metric.shape[0], metric.shape[1], options.max_size)
         small, directions = nearest_resize(depth, size), _resize_normals(normals, size)
         fused = fuse_depth_normals(
             small,
@@ -519,7 +519,7 @@ class ScenePrediction(Prediction):
         files |= {
             "camera.json": (
                 "intrinsics in pixels of the maps, with covariance",
-                lambda path: path.write_bytes(json_bytes(plain(self._camera_entry()))),
+                lambda path: _write_json(path, self._camera_entry()),
             ),
             "points.ply": (
                 f"coloured points with normals, {_AXES}, m",
@@ -545,7 +545,7 @@ class ScenePrediction(Prediction):
             files["scene.npz"] = ("all maps and K in one file", self._write_npz)
         files["scene.json"] = (
             "what the scene is made of",
-            lambda path: path.write_bytes(json_bytes(plain(self.summary(mesh)))),
+            lambda path: _write_json(path, self.summary(mesh)),
         )
         return files
 
@@ -699,6 +699,10 @@ def _resize_normals(normals: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     small = cv2.resize(np.asarray(normals, np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA)
     length = np.linalg.norm(small, axis=-1, keepdims=True)
     return np.where(length > 0.5, small / np.where(length > 0.5, length, 1), 0)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_bytes(json_bytes(plain(content)))
 
 
 def _read_provenance(entry: dict[str, Any]) -> Provenance:

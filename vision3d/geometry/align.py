@@ -218,7 +218,7 @@ def align_inverse_to_metric(
     with np.errstate(invalid="ignore", divide="ignore"):
         departure = np.log(np.where(aligned > 0, aligned, np.nan) * np.where(usable, metric, np.nan))
         inliers = np.abs(departure) <= np.log1p(threshold)
-    share = np.count_nonzero(inliers) / max(1, np.count_nonzero(usable))
+    share = float(inliers.sum()) / max(1, int(usable.sum()))
     if not scale > 0 or share < 0.1:
         raise InputError(
             f"relative and metric depth agree on {100 * share:.0f} % of the pixels",
