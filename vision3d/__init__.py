@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
     from vision3d.pipelines.primedepth import PrimeDepth
+    from vision3d.pipelines.scene import Scene, ScenePipeline
     from vision3d.pipelines.stablenormal import StableNormal
     from vision3d.results import DepthPrediction, NormalPrediction, Provenance
+    from vision3d.scene import ScenePrediction
     from vision3d.synthetic import render_sample
 
 __version__ = "0.1.0"
@@ -32,6 +34,9 @@ _HOMES = {
     "PrimeDepth": "vision3d.pipelines.primedepth",
     "Provenance": "vision3d.results",
     "ResourceError": "vision3d.errors",
+    "Scene": "vision3d.pipelines.scene",
+    "ScenePipeline": "vision3d.pipelines.scene",
+    "ScenePrediction": "vision3d.scene",
     "StableNormal": "vision3d.pipelines.stablenormal",
     "Vision3DError": "vision3d.errors",
     "WeightsError": "vision3d.errors",
@@ -51,6 +56,9 @@ __all__ = [
     "PrimeDepth",
     "Provenance",
     "ResourceError",
+    "Scene",
+    "ScenePipeline",
+    "ScenePrediction",
     "StableNormal",
     "Vision3DError",
     "WeightsError",

@@ -23,6 +23,7 @@ from vision3d.errors import ResourceError, Vision3DError
 VERBS: dict[str, tuple[str, str]] = {
     "depth": ("vision3d.pipelines.primedepth.verb:depth", "affine-invariant depth of photographs and videos"),
     "normals": ("vision3d.pipelines.stablenormal.verb:normals", "surface normals of photographs and videos"),
+    "scene": ("vision3d.pipelines.scene.verb:scene", "metric, textured scenes of photographs"),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",

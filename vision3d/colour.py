@@ -104,6 +104,40 @@ def side_by_side(images: list[np.ndarray], *, max_side: int = 1600, gap: int = 8
     return canvas
 
 
+def contact_sheet(
+    panels: list[tuple[str, np.ndarray]], *, columns: int = 3, max_side: int = 640, gap: int = 8
+) -> Image.Image:
+    """uint8 images (H, W, 3) of one size in rows, each under its title and at most ``max_side`` long."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = panels[0][1].shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    line = 22
+    rows = -(-len(panels) // columns)
+    columns = min(columns, len(panels))
+    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + line + gap) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(14)
+    for number, (title, pixels) in enumerate(panels):
+        x, y = number % columns * (w + gap), number // columns * (h + line + gap)
+        draw.text((x + 2, y + 2), title, fill="black", font=font)
+        image = Image.fromarray(pixels)
+        sheet.paste(
+            image if image.size == (w, h) else image.resize((w, h), Image.Resampling.LANCZOS), (x, y + line)
+        )
+    return sheet
+
+
+def shade_normals(normals: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 grey relief of camera-space normals, lit from the upper left behind the camera."""
+    n = np.asarray(normals, dtype=np.float32)
+    light = np.array([-0.4, -0.55, -0.73], np.float32)
+    bright = np.clip(n @ (light / np.linalg.norm(light)), 0, 1) * 215 + 30
+    grey = np.where(np.square(n).sum(axis=-1) > 0.25, bright, INVALID_GREY).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
 @lru_cache(maxsize=1)
 def label_palette() -> np.ndarray:
     """(256, 3) uint8 colours for class indices, neighbours far apart in hue; 255 (no class) is black."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision3d.errors import InputError
 from vision3d.geometry.align import (
+    Affine,
+    RobustFit,
     affine_inverse_to_depth,
     align_affine,
     align_affine_inverse,
+    align_inverse_to_metric,
     align_scale,
+    merge_depths,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -123,3 +127,78 @@ def test_mistakes_are_refused() -> None:
         align_affine(np.ones(3), np.full(3, np.nan))
     with pytest.raises(InputError, match="none, l1 or trimmed"):
         align_affine(np.arange(3.0), np.arange(3.0), robust="huber")  # type: ignore[arg-type]
+
+
+def slanted_room(shape: tuple[int, int] = (60, 80)) -> np.ndarray:
+    """Depth from 1 to 8 metres with a step in the middle."""
+    v, u = np.mgrid[: shape[0], : shape[1]]
+    return 1 + 3 * v / shape[0] + 4 * (u > shape[1] // 2)
+
+
+@given(seeds, st.floats(0.05, 20), st.floats(-0.3, 0.3))
+@settings(max_examples=15, deadline=None)
+def test_forty_percent_of_outliers_do_not_move_the_metric_alignment(
+    seed: int, scale: float, shift: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    truth = slanted_room()
+    inverse = (1 / truth - shift) / scale
+    metric = truth * np.exp(0.01 * rng.normal(size=truth.shape))
+    wrong = rng.uniform(size=truth.shape) < 0.4
+    metric[wrong] = rng.uniform(0.3, 50, truth.shape)[wrong]
+    metric[0], metric[1], metric[2] = np.inf, np.nan, -1.0  # sky and invalid
+    fit = align_inverse_to_metric(inverse, metric, threshold=0.06)
+    aligned = 1 / fit.affine(inverse)
+    assert np.abs(aligned / truth - 1).max() < 0.02
+    assert fit.inlier_share == pytest.approx(0.6, abs=0.06)
+    assert not fit.inliers[:3].any()
+    assert (fit.inliers[3:] | wrong[3:]).all()
+    assert fit.spread == pytest.approx(0.01, rel=0.25)
+
+
+def test_plain_least_squares_is_moved_by_the_same_outliers() -> None:
+    truth = slanted_room()
+    metric = truth.copy()
+    metric[:, :20] = 0.3
+    assert np.abs(align_affine_inverse(1 / truth, metric)(1 / truth) * truth - 1).max() > 0.2
+    fit = align_inverse_to_metric(1 / truth, metric)
+    np.testing.assert_allclose([fit.affine.scale, fit.affine.shift], [1, 0], atol=1e-6)
+    np.testing.assert_array_equal(fit.inliers[:, 20:], True)
+
+
+def test_alignments_that_make_no_sense_are_refused() -> None:
+    truth = slanted_room()
+    with pytest.raises(InputError, match="agree on"):
+        align_inverse_to_metric(truth, truth)
+    with pytest.raises(InputError, match="constant"):
+        align_inverse_to_metric(np.ones(truth.shape), truth)
+    with pytest.raises(InputError, match="usable samples"):
+        align_inverse_to_metric(1 / truth, np.full(truth.shape, np.inf))
+    with pytest.raises(InputError, match="valid of shape"):
+        align_inverse_to_metric(1 / truth, truth, np.ones((3, 3), bool))
+
+
+def test_merging_takes_edges_from_one_and_large_scales_from_the_other() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    truth = slanted_room((120, 160))
+    # Metric: right on the whole, no edges. Relative: sharp, but bent towards one side.
+    metric = np.exp(gaussian_filter(np.log(truth), 4))
+    bent = truth * np.exp(np.linspace(-0.08, 0.08, 160))
+    fit = align_inverse_to_metric(1 / bent, metric, threshold=0.15)
+    merged = merge_depths(metric, 1 / bent, fit)
+    aligned = 1 / fit.affine(1 / bent)
+    step = np.diff(np.log(merged), axis=1)[:, 80]
+    np.testing.assert_allclose(step, np.diff(np.log(truth), axis=1)[:, 80], rtol=0.2)
+    away = np.abs(np.arange(160) - 80.5) > 12
+    errors = [np.abs(d / truth - 1)[:, away].mean() for d in (aligned, merged)]
+    assert errors[1] < 0.6 * errors[0], errors
+
+
+def test_depth_behind_infinity_keeps_the_metric_value() -> None:
+    metric = slanted_room()
+    inverse = 1 / metric
+    inverse[:5] = -1.0
+    fit = RobustFit(Affine(1.0, 0.0), inverse > 0, 1.0, 0.0, 0.1)
+    merged = merge_depths(metric, inverse, fit)
+    np.testing.assert_allclose(merged, metric, rtol=1e-4)

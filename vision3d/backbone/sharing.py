@@ -74,7 +74,8 @@ def shared_moments(
     run = encode or (lambda batch: encode_moments(vae, batch))
     # Methods that bring their own decoder (DM-Calib's depth, small weights) still share the encoder.
     network = identity(vae, ENCODER)
-    keys = [LatentKey(image_sha256(row), "", network, str(images.dtype), "moments") for row in images]
+    # The autoencoder sees 2x - 1, in which the roundings of pipelines that hold images in [-1, 1] are equal again.
+    keys = [LatentKey(image_sha256(row * 2 - 1), "", network, str(images.dtype), "moments") for row in images]
 
     def encoded(indices: list[int]) -> list[Tensor]:
         # clones, for slices would keep the whole batch alive

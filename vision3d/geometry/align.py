@@ -1,6 +1,7 @@
 """Scale and shift between a prediction and a reference, in depth or in inverse depth; all in float64.
 
-Affine-invariant predictions are known up to ``scale * prediction + shift``. The shift may be fitted in depth
+Affine-invariant predictions are known up to ``scale * prediction + shift``; :func:`align_inverse_to_metric` finds both
+against a metric depth that is wrong in places, and :func:`merge_depths` joins the two. The shift may be fitted in depth
 or in inverse depth, whichever space the prediction lives in: the two are different models.
 """
 
@@ -115,6 +116,159 @@ def align_affine_inverse(
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(target_depth > 0, 1 / target_depth, np.nan)
     return align_affine(inverse_prediction, inverse, valid, weights=weights, robust=robust)
+
+
+@dataclass(frozen=True, eq=False)
+class RobustFit:
+    """An affine-invariant inverse depth brought to metric scale.
+
+    Attributes:
+        affine: ``1 / z = scale * inverse + shift``.
+        inliers: (H, W) bool: usable pixels where both depths agree within the threshold.
+        inlier_share: of the usable pixels.
+        spread: robust standard deviation (1.4826 median absolute deviation) of log depth over the inliers.
+        threshold: relative difference of depth up to which a pixel agrees.
+    """
+
+    affine: Affine
+    inliers: np.ndarray
+    inlier_share: float
+    spread: float
+    threshold: float
+
+
+def align_inverse_to_metric(
+    inverse_prediction: np.ndarray,
+    metric_depth: np.ndarray,
+    valid: np.ndarray | None = None,
+    *,
+    threshold: float = 0.1,
+    trials: int = 300,
+    samples: int = 20_000,
+    seed: int = 0,
+) -> RobustFit:
+    """Scale and shift of an inverse depth that most of a metric depth agrees with.
+
+    Random pairs of pixels propose fits (RANSAC); each is scored by its truncated squared errors (MSAC), measured as
+    relative errors of depth, for a metric network is as wrong in proportion near as far. The best is refined by
+    iteratively reweighted least squares with Tukey's biweight. Deterministic for a seed.
+
+    Args:
+        inverse_prediction: (H, W), larger is nearer.
+        metric_depth: (H, W) z-depth in metres; sky (infinite), missing (NaN) and ≤ 0 are left out.
+        valid: (H, W) bool, or None: what else to leave out, such as sky.
+        threshold: relative difference of depth up to which a pixel is an inlier.
+        trials: proposals.
+        samples: at most so many pixels, evenly spread, score the proposals.
+        seed: of the proposals.
+
+    Raises:
+        InputError: shapes differ, fewer than two usable pixels, a constant prediction, or no fit with positive scale
+            that any tenth of the pixels agrees with.
+    """
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold {threshold}", "give a relative difference between 0 and 1")
+    inverse = np.asarray(inverse_prediction, dtype=np.float64)
+    metric = np.asarray(metric_depth, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        usable = np.isfinite(metric) & (metric > 0) & np.isfinite(inverse)
+    if valid is not None and np.shape(valid) == usable.shape:
+        usable &= np.asarray(valid, dtype=bool)
+    x, z, _ = _samples(
+        inverse, metric, usable if valid is None or np.shape(valid) == usable.shape else valid, None, 2
+    )
+    low, high = float(x.min()), float(x.max())
+    if not high > low:
+        raise InputError("the relative depth is constant", "nothing can be aligned")
+    # With x in [0, 1] the fit is as well conditioned as it can be.
+    x = (x - low) / (high - low)
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(x))[:samples]
+    xs, zs = x[chosen], z[chosen]
+    first, second = rng.integers(0, len(xs), (2, trials))
+    gap = xs[first] - xs[second]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scales = (1 / zs[first] - 1 / zs[second]) / gap
+    proposals = [
+        (scale, 1 / zs[i] - scale * xs[i])
+        for scale, i in zip(scales, first, strict=True)
+        if 0 < scale < np.inf
+    ]
+    plain = _least_squares(xs, 1 / zs, zs * zs)
+    proposals.append((plain.scale, plain.shift))
+
+    def score(fit: tuple[float, float]) -> float:
+        return float(np.minimum(((fit[0] * xs + fit[1]) * zs - 1) ** 2, threshold**2).sum())
+
+    scale, shift = min(proposals, key=score)
+    # Tukey's function rejects at 4.685 standard deviations; the threshold stands for 2.5.
+    reach = 4.685 / 2.5 * threshold
+    for _ in range(30):
+        error = (scale * x + shift) * z - 1
+        weights = np.where(np.abs(error) < reach, (1 - (error / reach) ** 2) ** 2, 0) * z * z
+        if np.count_nonzero(weights) < 2:
+            break
+        refit = _least_squares(x, 1 / z, weights)
+        settled = abs(refit.scale - scale) + abs(refit.shift - shift) <= 1e-9 * (abs(scale) + abs(shift))
+        scale, shift = refit.scale, refit.shift
+        if settled:
+            break
+    affine = Affine(scale / (high - low), shift - scale * low / (high - low))
+    aligned = affine.scale * inverse + affine.shift
+    with np.errstate(invalid="ignore", divide="ignore"):
+        departure = np.log(np.where(aligned > 0, aligned, np.nan) * np.where(usable, metric, np.nan))
+        inliers = np.abs(departure) <= np.log1p(threshold)
+    share = float(inliers.sum()) / max(1, int(usable.sum()))
+    if not scale > 0 or share < 0.1:
+        raise InputError(
+            f"relative and metric depth agree on {100 * share:.0f} % of the pixels",
+            "check that larger relative depth means nearer, or go without one of the two",
+        )
+    inside = departure[inliers]
+    spread = 1.4826 * float(np.median(np.abs(inside - np.median(inside))))
+    return RobustFit(affine, inliers, float(share), spread, threshold)
+
+
+def merge_depths(
+    metric_depth: np.ndarray, inverse_prediction: np.ndarray, fit: RobustFit, *, radius: int | None = None
+) -> np.ndarray:
+    """One depth with the metric depth's large-scale values and the relative depth's sharp edges, (H, W) float32.
+
+    The aligned relative depth is corrected by the log ratio of both, smoothed by a guided filter (He, Sun, Tang 2013,
+    guide: the aligned log depth) over the inliers: the correction may follow the relative depth's own edges, but
+    brings in none of the metric depth's. Pixels that the fit puts at or behind infinity keep the metric depth.
+
+    Args:
+        metric_depth: (H, W) metres.
+        inverse_prediction: (H, W), as given to :func:`align_inverse_to_metric`.
+        fit: its result.
+        radius: of the filter's window in pixels; by default a sixteenth of the longer side.
+    """
+    import cv2
+
+    metric = np.asarray(metric_depth, dtype=np.float64)
+    inverse = fit.affine.scale * np.asarray(inverse_prediction, dtype=np.float64) + fit.affine.shift
+    with np.errstate(invalid="ignore"):
+        ahead = inverse > 1e-4
+    guide = -np.log(np.where(ahead, inverse, 1.0))
+    weight = (fit.inliers & ahead).astype(np.float64)
+    ratio = np.where(weight > 0, np.log(np.where(weight > 0, metric, 1.0)) - guide, 0.0)
+    radius = max(2, max(metric.shape) // 16) if radius is None else radius
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT_101)
+
+    share = mean(weight)
+    there = share > 1e-3
+    safe = np.where(there, share, 1.0)
+    mean_g, mean_r = mean(weight * guide) / safe, mean(weight * ratio) / safe
+    variance = np.maximum(mean(weight * guide * guide) / safe - mean_g**2, 0)
+    slope = (mean(weight * guide * ratio) / safe - mean_g * mean_r) / (variance + 0.1**2)
+    constant = mean_r - slope * mean_g
+    slope, constant = np.where(there, slope, 0), np.where(there, constant, 0)
+    correction = mean(slope) * guide + mean(constant)
+    merged = np.exp(guide + np.clip(correction, -np.log1p(fit.threshold) * 2, np.log1p(fit.threshold) * 2))
+    return np.where(ahead, merged, metric).astype(np.float32)
 
 
 def affine_inverse_to_depth(

@@ -125,6 +125,32 @@ def grid_mesh(
     return TriangleMesh(vertices[used], renumber[faces[order]], uv=uv[used])
 
 
+def drop_crumbs(mesh: TriangleMesh, least: int = 60) -> TriangleMesh:
+    """The mesh without connected pieces of fewer than ``least`` triangles; all of it if there are no others.
+
+    Cutting leaves crumbs along every edge, which float in the air when seen from the side.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(mesh.vertices)
+    a, b = mesh.faces[:, [0, 1]].ravel(), mesh.faces[:, [1, 2]].ravel()
+    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+    piece = connected_components(graph, directed=False)[1][mesh.faces[:, 0]]
+    keep = np.bincount(piece)[piece] >= least
+    if not keep.any() or keep.all():
+        return mesh
+    faces = mesh.faces[keep]
+    used = np.zeros(count, bool)
+    used[faces] = True
+    renumber = np.cumsum(used, dtype=np.int32) - 1
+    rest = {
+        name: None if getattr(mesh, name) is None else getattr(mesh, name)[used]
+        for name in ("uv", "colours", "normals")
+    }
+    return TriangleMesh(mesh.vertices[used], renumber[faces], texture=mesh.texture, **rest)
+
+
 def _joined(inverse: np.ndarray, positions: np.ndarray, max_jump: float) -> np.ndarray:
     """(h, w - 1) bool: whether neighbours along a row of inverse depth (h, w) lie on one surface.
 

@@ -1,0 +1,176 @@
+"""Seconds of the four dense tasks of a scene: each on its own, all in one call, and with the fast profile.
+
+One process, the same weights and photograph; rounds alternate and the best of each counts. On its own, a task finds no
+latents of the others; in one call it does. With --samples, the accuracy of the published settings and of the fast
+profile is measured on procedural scenes, too, so that what the fast profile costs stands beside what it saves.
+
+    python benchmarks/scene.py --size 768 --rounds 2 --samples 20 --json benchmarks/scene.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vision3d.backbone.featurecache import shared_latents
+from vision3d.camera import Intrinsics
+from vision3d.io.photo import Photo, load_photo
+from vision3d.pipelines.scene import Scene, SceneOptions, ScenePipeline
+
+HELD_OUT = 900_000_000
+"""First seed that no training of this repository draws."""
+
+
+@contextmanager
+def counting_encodes(pipeline: ScenePipeline) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of the images that an autoencoder encodes inside."""
+    runs: list[tuple[int, ...]] = []
+    vaes = {
+        id(vae): vae
+        for method in (pipeline.depth, pipeline.normals, pipeline.calibration)
+        for name in ("vae", "refine_vae")
+        if (vae := getattr(method, name, None)) is not None
+    }
+    hooks = [
+        vae.encoder.register_forward_pre_hook(lambda _, inputs: runs.append(tuple(inputs[0].shape)))
+        for vae in vaes.values()
+    ]
+    try:
+        yield runs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds: of this process' CPU time without a GPU, else of the clock."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = clock()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start, result
+
+
+def separately(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> dict[str, float]:
+    """Seconds of each task when it finds no latents of the others."""
+    tasks = pipeline.tasks(options, photo)
+    shared_latents().clear()
+    seconds = {}
+    seconds["camera"], camera = timed(lambda: tasks.calibrate(photo))
+    parts: dict[str, Callable[[], Any]] = {
+        "metric depth": lambda: tasks.metric_depth(photo, camera.camera),
+        "normals": lambda: tasks.normals(photo),
+    }
+    relative = tasks.relative_depth
+    if relative is not None:
+        parts["relative depth"] = lambda: relative(photo)
+    for name, run in parts.items():
+        shared_latents().clear()
+        seconds[name], _ = timed(run)
+    return seconds
+
+
+def in_one_call(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> tuple[float, float, int]:
+    """Seconds of the whole scene and of its fusion, and the number of encodes."""
+    shared_latents().clear()
+    with counting_encodes(pipeline) as runs:
+        seconds, _ = timed(lambda: pipeline.predict([photo], options))
+    return seconds, pipeline.seconds["fusion"], len(runs)
+
+
+def accuracy(pipeline: ScenePipeline, options: SceneOptions, count: int, side: int) -> dict[str, float]:
+    """Errors on held-out procedural scenes: field of view, metric and fused depth, normals."""
+    from vision3d.synthetic import render_sample
+
+    rows = []
+    for seed in range(HELD_OUT, HELD_OUT + 3 * count, 3):
+        sample = render_sample(seed, (side, side))
+        there = np.isfinite(sample.depth)
+        if there.mean() < 0.1:
+            continue
+        scene: Scene = pipeline.predict([Photo(sample.image, f"sample {seed}")], options)[0]
+        seen = there & scene.usable()
+        truth = sample.depth
+        cosine = np.einsum("nc,nc->n", scene.normals[seen], sample.normals[seen])
+        rows.append(
+            {
+                "fov_error_degrees": abs(
+                    scene.intrinsics.fov_x - Intrinsics.from_K(sample.K, side, side).fov_x
+                ),
+                "metric_absrel": float(np.abs(scene.metric[seen] / truth[seen] - 1).mean()),
+                "fused_absrel": float(np.abs(scene.fused[seen] / truth[seen] - 1).mean()),
+                "normal_error_degrees": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()),
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photo", type=Path, help="by default a rendered scene")
+    parser.add_argument("--size", type=int, default=768, help="longest side in pixels")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=0, help="procedural scenes to measure accuracy on")
+    parser.add_argument("--sample-size", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    for method in ("primedepth", "stablenormal", "dmcalib"):
+        parser.add_argument(f"--{method}", help="weights; by default the pulled or embedded ones")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(given.threads)
+    weights = {
+        m: getattr(given, m)
+        for m in ("primedepth", "stablenormal", "dmcalib")
+        if getattr(given, m) is not None
+    }
+    if given.photo is not None:
+        photo = load_photo(given.photo)
+    else:
+        from vision3d.synthetic import render_sample
+
+        photo = Photo(render_sample(HELD_OUT + 6, (given.size * 3 // 4, given.size)).image, "rendered")
+    profiles = {"published": SceneOptions(), "fast": SceneOptions(fast=True)}
+    report: dict[str, Any] = {"threads": given.threads, "device": given.device, "size": list(photo.size)}
+    for name, options in profiles.items():
+        pipeline = ScenePipeline.from_pretrained(weights, turbo=options.fast, device=given.device)
+        parts: dict[str, list[float]] = {}
+        calls: list[tuple[float, float, int]] = []
+        for _ in range(given.rounds):
+            for part, seconds in separately(pipeline, photo, options).items():
+                parts.setdefault(part, []).append(seconds)
+            calls.append(in_one_call(pipeline, photo, options))
+        best = min(calls)
+        row: dict[str, Any] = {
+            "seconds": {part: round(min(values), 3) for part, values in parts.items()},
+            "sum_of_parts": round(sum(min(values) for values in parts.values()), 3),
+            "one_call": round(best[0], 3),
+            "fusion_in_it": round(best[1], 3),
+            "encodes_in_one_call": best[2],
+        }
+        if given.samples:
+            row["accuracy"] = accuracy(pipeline, options, given.samples, given.sample_size)
+        report[name] = row
+        print(f"{name}: {json.dumps(row)}", flush=True)
+    report["fast_share_of_time"] = round(report["fast"]["one_call"] / report["published"]["one_call"], 3)
+    print(f"the fast profile takes {report['fast_share_of_time']:.2f} of the published settings' time")
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
