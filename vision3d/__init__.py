@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vision3d.pipelines.primedepth import PrimeDepth
     from vision3d.results import DepthPrediction, Provenance
     from vision3d.synthetic import render_sample
+    from vision3d.viewer import view
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES = {
     "WeightsError": "vision3d.errors",
     "load_photo": "vision3d.io.images",
     "render_sample": "vision3d.synthetic",
+    "view": "vision3d.viewer",
 }
 """Public name to the module that defines it."""
 
@@ -52,6 +54,7 @@ __all__ = [
     "__version__",
     "load_photo",
     "render_sample",
+    "view",
 ]
 
 

@@ -22,6 +22,7 @@ from vision3d.errors import ResourceError, Vision3DError
 
 VERBS: dict[str, tuple[str, str]] = {
     "depth": ("vision3d.pipelines.primedepth.verb:depth", "affine-invariant depth of photographs and videos"),
+    "view": ("vision3d.viewer.verb:view", "look at results and 3D files, measure, export a page"),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",
