@@ -64,7 +64,7 @@ def export(*things: Showable, path: str | os.PathLike[str], **options: Any) -> P
     Args:
         things: results, meshes, points, result folders or files.
         path: of the page.
-        options: of :func:`vision3d.viewer.export.export_page`: title, background, point_size, max_points, max_texture.
+        options: of :func:`vision3d.viewer.pages.export_page`: title, background, point_size, max_points, max_texture.
 
     Returns:
         ``path``.
@@ -73,7 +73,7 @@ def export(*things: Showable, path: str | os.PathLike[str], **options: Any) -> P
         InputError: what cannot be shown.
         OutputError: the page cannot be written.
     """
-    from vision3d.viewer.export import export_page
+    from vision3d.viewer.pages import export_page
     from vision3d.viewer.registry import items_of
 
     export_page(items_of(things), Path(path), **options)
@@ -102,13 +102,18 @@ def show(thing: Showable) -> None:
 
 
 def _interactive() -> bool:
-    return hasattr(sys, "ps1") or bool(sys.flags.interactive) or "IPython" in sys.modules
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive) or _ipython() is not None
+
+
+def _ipython() -> Any:
+    """The running IPython shell, or None; libraries import IPython outside of it, too."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
 
 
 def _notebook_display() -> Any:
     """A function that shows a thing below the cell, or None outside of notebooks."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = _ipython()
     if shell is None or not hasattr(shell, "kernel"):
         return None
 
@@ -118,7 +123,7 @@ def _notebook_display() -> Any:
         from IPython.display import HTML
         from IPython.display import display as put
 
-        from vision3d.viewer.export import page_html
+        from vision3d.viewer.pages import page_html
         from vision3d.viewer.registry import items_of
 
         text = page_html(items_of([thing]), max_points=_NOTEBOOK_POINTS, max_texture=_NOTEBOOK_TEXTURE)

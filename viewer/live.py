@@ -19,7 +19,7 @@ import numpy as np
 
 from vision3d.errors import InputError
 from vision3d.io.mesh import encode_glb
-from vision3d.viewer.export import Background, frustum_corners
+from vision3d.viewer.pages import Background, frustum_corners
 from vision3d.viewer.picking import distance_text, pick
 from vision3d.viewer.scene import (
     CameraLayer,
@@ -205,7 +205,7 @@ class _ShownCamera(_Shown):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.hidden = False  # while someone looks through it
+        self.hidden = False
 
     def draw(self, scene: Any, look: str) -> None:
         layer, size = self.layer, frustum_size(self.layer, self.item.outline)
@@ -347,9 +347,12 @@ class LiveViewer:
             if item.visible:
                 _ = item.layers
         free = check_address(host, port)
-        self.server: viser.ViserServer = viser.ViserServer(
-            host=host, port=free, label=title or "vision3d", verbose=False
-        )
+        running = set(threading.enumerate())
+        with contextlib.redirect_stdout(io.StringIO()):  # viser announces itself on stdout
+            self.server: viser.ViserServer = viser.ViserServer(
+                host=host, port=free, label=title or "vision3d", verbose=False
+            )
+        self._threads = [thread for thread in threading.enumerate() if thread not in running]
         self.host, self.port = host, self.server.get_port()
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{LOOPBACK if host in ('0.0.0.0', '::', '') else name}:{self.port}"
@@ -376,8 +379,12 @@ class LiveViewer:
         self._closed.set()
         self._wake.set()
         self._sender.join(5)
-        with contextlib.redirect_stdout(io.StringIO()):  # viser says on stdout that it has stopped
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # one of its threads says on stdout that it has stopped
             self.server.stop()
+            for thread in self._threads:
+                thread.join(3)
 
     def __enter__(self) -> LiveViewer:
         return self
@@ -413,7 +420,13 @@ class LiveViewer:
     def _build(self, background: Background) -> None:
         server, gui = self.server, self.server.gui
         server.scene.set_up_direction("-y")
-        gui.configure_theme(dark_mode=background in ("night", "black"), control_width="medium")
+        # Sharing would send the scene through a stranger's server.
+        gui.configure_theme(
+            dark_mode=background in ("night", "black"),
+            control_width="medium",
+            show_logo=False,
+            show_share_button=False,
+        )
         self._set_background(background)
         notes = [item.item.note for item in self.items if item.visible and item.item.note]
         if notes:
@@ -542,17 +555,20 @@ class LiveViewer:
         view = self._views()[0]
         with contextlib.suppress(Exception):  # a window that closes again at once needs no angle
             client.camera.fov = view.vertical_fov(float(client.camera.aspect))
+            client.camera.on_update(lambda _: self._moved(np.asarray(client.camera.position)))
+
+    def _moved(self, eye: np.ndarray) -> None:
+        """Hide a photograph from whoever stands where it was taken: it would hide all else."""
+        for layer in [x for item in self._loaded() for x in item.layers if isinstance(x, _ShownCamera)]:
+            away = float(np.linalg.norm(eye - layer.layer.pose[:3, 3]))
+            through = away < frustum_size(layer.layer, layer.item.outline)
+            if through != layer.hidden:
+                layer.hidden = through
+                self._change([layer])
 
     def _jump(self, name: str, client: Any) -> None:
         view = next((view for view in self._views() if view.name == name), None)
-        if view is None:
-            return
-        through = name == "photograph"
-        cameras = [x for item in self._loaded() for x in item.layers if isinstance(x, _ShownCamera)]
-        for layer in cameras:
-            layer.hidden = through  # its picture would hide everything
-        self._change(cameras)
-        if client is None:
+        if view is None or client is None:
             return
         with client.atomic():
             client.camera.up_direction = view.up

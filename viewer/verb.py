@@ -68,7 +68,7 @@ def view(
         max_texture: longest side in pixels of pictures in an exported page.
         up: the axis that points up in plain files; auto is y, and -y for PLY files of this program.
     """
-    from vision3d.viewer.export import export_page
+    from vision3d.viewer.pages import export_page
     from vision3d.viewer.registry import items_of
 
     if point_size is not None and not point_size > 0:

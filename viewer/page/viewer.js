@@ -1,5 +1,5 @@
 // The viewer of exported pages: WebGL2, no library. The world has OpenCV axes (x right, y down, z forward);
-// scene.json in the page says what there is, and the blobs beside it hold arrays (see export.py) and pictures.
+// scene.json in the page says what there is, and the blobs beside it hold arrays (see pages.py) and pictures.
 "use strict";
 (() => {
 const scene = JSON.parse(document.getElementById("scene").textContent);

@@ -202,7 +202,7 @@ def _layer(layer: Layer, blobs: _Blobs, point_size: float | None, outline: np.nd
         # Fewer points lie farther apart: their area grows by what is left out.
         grown = (len(cloud) / len(keep)) ** 0.5
         by_distance = layer.seen_from is not None and point_size is None
-        size = point_size or grown * (1.6 * layer.angular_spacing if by_distance else 1.25 * layer.spacing)
+        size = point_size or grown * (2.2 * layer.angular_spacing if by_distance else 1.25 * layer.spacing)
         colours = np.full((len(cloud), 3), _GREY, np.uint8) if cloud.colours is None else cloud.colours
         return entry | {
             "kind": "points",
