@@ -131,7 +131,8 @@ def _mesh(shape: Any, turn: np.ndarray, matrix: np.ndarray) -> TriangleMesh:
         if image is not None and visual.uv is not None and len(visual.uv) == len(vertices):
             texture = np.asarray(image.convert("RGB"))
             # trimesh counts v from the bottom, whatever the file does.
-            uv = np.asarray(visual.uv, np.float32) * np.float32([1, -1]) + np.float32([0, 1])
+            uv = np.array(visual.uv, np.float32)
+            uv[:, 1] = 1 - uv[:, 1]
         else:
             colours = np.broadcast_to(np.asarray(material.main_color)[:3], vertices.shape)
     elif visual.kind in ("vertex", "face"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -46,6 +46,7 @@ def read_depth(result: ResultFolder) -> DepthPrediction:
     valid = None if picture is None else np.isfinite(read_depth_png(picture))
     if valid is not None and valid.shape != depth.shape:
         raise InputError(f"{picture} and depth.npy have different sizes", again)
+    space = cast(DepthSpace, space)
     return DepthPrediction(depth, space, unit=result.unit, valid=valid, camera=result.camera)
 
 

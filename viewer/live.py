@@ -428,9 +428,6 @@ class LiveViewer:
             show_share_button=False,
         )
         self._set_background(background)
-        notes = [item.item.note for item in self.items if item.visible and item.item.note]
-        if notes:
-            gui.add_markdown(notes[0])
         with gui.add_folder("Layers"):
             for item in self.items:
                 self._item_controls(item)
@@ -481,6 +478,8 @@ class LiveViewer:
             box.on_update(changed)
             slider.on_update(changed)
 
+        if item.item.note:
+            gui.add_markdown(item.item.note)
         for layer in item.layers:
             name = layer.layer.name
             box = gui.add_checkbox(name, initial_value=layer.visible)

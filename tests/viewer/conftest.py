@@ -84,7 +84,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 90) -> Any:
+    def wait_for(self, script: str, seconds: float = 150) -> Any:
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -144,7 +144,7 @@ def chromium() -> Iterator[str]:
     )
     try:
         port_file = profile / "DevToolsActivePort"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (port_file.exists() and port_file.read_text().count("\n")):
             assert process.poll() is None, f"{program} ended with {process.returncode}"
             assert time.monotonic() < end, f"{program} did not start"
