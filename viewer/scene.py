@@ -241,7 +241,7 @@ def views(layers: Sequence[Layer]) -> list[View]:
     else:
         reach = 3 * frustum_size(camera, points)
     target = origin + reach * forward
-    eye = origin - 0.42 * reach * forward + 0.24 * reach * right + 0.18 * reach * up
+    eye = origin - 0.5 * reach * forward + 0.26 * reach * right + 0.16 * reach * up
     return [
         _view("overview", eye, target, up, fov_x, fov_y),
         _view("photograph", origin, target, up, fov_x, fov_y),
