@@ -376,11 +376,7 @@ def test_it_prints_as_something_a_person_understands() -> None:
     assert "\n" not in text
 
 
-def test_showing_opens_the_preview(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
-    monkeypatch.setattr(Image.Image, "show", lambda self: shown.append(self.size))
-    prediction().show()
-    assert shown == [(168, 60)]
+def test_notebooks_show_the_preview() -> None:
     assert prediction()._repr_png_().startswith(b"\x89PNG")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vision3d.results import DepthPrediction, NormalPrediction, Provenance
     from vision3d.scene import ScenePrediction
     from vision3d.synthetic import render_sample
+    from vision3d.viewer import view
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOMES = {
     "WeightsError": "vision3d.errors",
     "load_photo": "vision3d.io.images",
     "render_sample": "vision3d.synthetic",
+    "view": "vision3d.viewer",
 }
 """Public name to the module that defines it."""
 
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "load_photo",
     "render_sample",
+    "view",
 ]
 
 

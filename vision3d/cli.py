@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "depth": ("vision3d.pipelines.primedepth.verb:depth", "affine-invariant depth of photographs and videos"),
     "normals": ("vision3d.pipelines.stablenormal.verb:normals", "surface normals of photographs and videos"),
     "scene": ("vision3d.pipelines.scene.verb:scene", "metric, textured scenes of photographs"),
+    "view": ("vision3d.viewer.verb:view", "look at results and 3D files, measure, export a page"),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",

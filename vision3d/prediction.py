@@ -248,17 +248,11 @@ class Prediction(ABC):
         )
 
     def show(self) -> None:
-        """Show the preview: in a notebook below the cell, else in the system's image viewer."""
-        image = self.preview()
-        try:
-            from IPython import get_ipython
-            from IPython.display import display
-        except ImportError:
-            get_ipython = None
-        if get_ipython is not None and get_ipython() is not None:
-            display(image)
-        else:
-            image.show()
+        """Look at it in 3D: in a notebook below the cell, else in the browser (see :mod:`vision3d.viewer`)."""
+        from importlib import import_module
+
+        # By name, as the command line finds its verbs: the viewer stands above this module.
+        import_module("vision3d.viewer").show(self)
 
     def _repr_png_(self) -> bytes:
         """Notebooks show a result as its preview."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TO_Y_UP = np.array(
     [1, -1, -1], np.float32
 )  # OpenCV axes to glTF's and OBJ's: y up, the camera looks along -z
+_CLAMP, _REPEAT = 33071, 10497
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 _FLOAT, _UNSIGNED_INT, _UNSIGNED_BYTE = 5126, 5125, 5121
 
@@ -82,15 +83,28 @@ def write_glb(
     extras: dict[str, Any] | None = None,
     max_texture: int = 4096,
 ) -> None:
+    """Write what :func:`encode_glb` makes to a file."""
+    path.write_bytes(encode_glb(mesh, name=name, camera=camera, extras=extras, max_texture=max_texture))
+
+
+def encode_glb(
+    mesh: TriangleMesh,
+    *,
+    name: str = "mesh",
+    camera: Intrinsics | None = None,
+    extras: dict[str, Any] | None = None,
+    max_texture: int = 4096,
+    opacity: float = 1.0,
+) -> bytes:
     """Binary glTF 2.0 of a mesh, its texture embedded as JPEG and shown unlit (a photo has its light in it).
 
     Args:
-        path: file to write.
         mesh: in OpenCV axes; turned to glTF's (+y up; what the camera saw lies along -z).
         name: of the mesh in the viewer's outliner.
         camera: the photograph's camera, added at the origin so that viewers can take its view.
         extras: what the file should say about itself (``asset.extras``).
         max_texture: longest side of the texture in pixels.
+        opacity: below 1 the mesh is blended over what is behind it.
 
     Raises:
         InputError: a mesh without triangles, which glTF cannot hold.
@@ -114,9 +128,10 @@ def write_glb(
     if mesh.uv is not None and mesh.texture is not None:
         attributes["TEXCOORD_0"] = blob.accessor(mesh.uv.astype(np.float32), "VEC2", _ARRAY_BUFFER)
         image = blob.view(encode_texture(mesh.texture, max_side=max_texture))
+        wrap = _CLAMP if mesh.uv.min() >= 0 and mesh.uv.max() <= 1 else _REPEAT
         document |= {
             "images": [{"bufferView": image, "mimeType": "image/jpeg", "name": name}],
-            "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
+            "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": wrap, "wrapT": wrap}],
             "textures": [{"source": 0, "sampler": 0}],
             "extensionsUsed": ["KHR_materials_unlit"],
         }
@@ -125,6 +140,9 @@ def write_glb(
     elif mesh.colours is not None:
         rgba = np.concatenate([mesh.colours, np.full((len(mesh.colours), 1), 255, np.uint8)], axis=1)
         attributes["COLOR_0"] = blob.accessor(rgba, "VEC4", _ARRAY_BUFFER, normalised=True)
+    if opacity < 1:
+        material["pbrMetallicRoughness"]["baseColorFactor"] = [1, 1, 1, opacity]
+        material["alphaMode"] = "BLEND"
     indices = blob.accessor(mesh.faces.astype(np.uint32).reshape(-1), "SCALAR", _ELEMENT_ARRAY_BUFFER)
     primitive = {"attributes": attributes, "indices": indices, "material": 0, "mode": 4}
     nodes: list[dict[str, Any]] = [{"mesh": 0, "name": name}]
@@ -149,7 +167,7 @@ def write_glb(
         "scenes": [{"nodes": list(range(len(nodes)))}],
         **blob.document(),
     }
-    _write_chunks(path, document, bytes(blob.data))
+    return _chunks(document, bytes(blob.data))
 
 
 class _Blob:
@@ -195,15 +213,18 @@ class _Blob:
         }
 
 
-def _write_chunks(path: Path, document: dict[str, Any], binary: bytes) -> None:
+def _chunks(document: dict[str, Any], binary: bytes) -> bytes:
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     binary += b"\0" * (-len(binary) % 4)
     total = 12 + 8 + len(text) + 8 + len(binary)
-    with path.open("wb") as file:
-        file.write(struct.pack("<4sII", b"glTF", 2, total))
-        file.write(struct.pack("<I4s", len(text), b"JSON") + text)
-        file.write(struct.pack("<I4s", len(binary), b"BIN\0") + binary)
+    return b"".join(
+        [
+            struct.pack("<4sII", b"glTF", 2, total),
+            struct.pack("<I4s", len(text), b"JSON") + text,
+            struct.pack("<I4s", len(binary), b"BIN\0") + binary,
+        ]
+    )
 
 
 def write_obj(path: Path, mesh: TriangleMesh, *, max_texture: int = 4096) -> None:
