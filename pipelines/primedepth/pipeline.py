@@ -29,11 +29,11 @@ from vision3d.backbone.text import TextEncoder, load_text_tower
 from vision3d.backbone.vae import encode_moments
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
+from vision3d.memory import BackOff
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.tiling import Tiling, blend_tiles
-from vision3d.memory import BackOff
 from vision3d.progress import progress
 
 if TYPE_CHECKING:

@@ -79,7 +79,9 @@ def is_claimed(folder: Path) -> bool:
 def remove_dead_claims(folder: Path) -> None:
     """Delete what the claims of killed processes left in a folder of results."""
     try:
-        names = [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(SUFFIX)]
+        names = [
+            path.name for path in folder.iterdir() if path.name.startswith(".") and path.suffix == SUFFIX
+        ]
     except OSError:
         return
     for name in names:

@@ -202,7 +202,7 @@ def remove_stagings(parent: Path, name: str | None = None) -> None:
     One that is being filled is locked and stays. Where there are no locks, it stays until it is old.
     """
     try:
-        names = [entry for entry in os.listdir(parent) if _STAGING.fullmatch(entry)]
+        names = [path.name for path in parent.iterdir() if _STAGING.fullmatch(path.name)]
     except OSError:
         return
     for entry in names:
