@@ -210,6 +210,7 @@ def test_a_killed_run_is_made_good_to_the_byte(runs, photos, undisturbed, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_fifty_killed_runs_are_made_good_to_the_byte(runs, photos, undisturbed, tmp_path) -> None:
     had = kill_at_random_points(runs, photos, undisturbed, tmp_path / "out", 50)
     print("results there at each death:", had)
