@@ -108,10 +108,15 @@ def run_verb(block: Block, line: str, words: list[str], capsys: pytest.CaptureFi
     if block.title == "":
         assert code == 0, f"{line}: {shown.err}"
         return
+    assert code == 2 and "Traceback" not in shown.err, f"{line}: {shown}"
+    # One complaint; or, where several things were asked for, one for each in the summary.
     complaints = [text for text in shown.err.splitlines() if text.startswith("vision3d: ")]
-    assert code == 2 and len(complaints) == 1 and "Traceback" not in shown.err, f"{line}: {shown}"
-    if block.title != "refused":
-        assert "--from" in complaints[0], f"{line} does not say what to do by hand"
+    complaints = complaints or [text for text in shown.out.splitlines() if " failed: " in text]
+    assert complaints, f"{line}: {shown}"
+    if block.title == "refused":
+        assert len(complaints) == 1
+    else:
+        assert all("by hand" in text and "--from" in text for text in complaints), complaints
 
 
 def check_installing(words: list[str]) -> None:

@@ -373,7 +373,7 @@ def _triplaneturbo(shapes: Shapes) -> None:
 
 
 def _captioner(shapes: Shapes) -> None:
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         "clip_project.linear.weight": (768, 768),
         "clip_project.linear.bias": (768,),
         "clip_project.positional_embedding": (1, 77, 768),
@@ -383,8 +383,8 @@ def _captioner(shapes: Shapes) -> None:
         "time_embed_project.positional_embedding": (1, 1, 1280),
         "alpha_cond_time_embed": (1280,),
     }
-    given = {k.removeprefix(CAPTIONER): tuple(v) for k, v in shapes.items() if k.startswith(CAPTIONER)}
-    _compare(expected, {k: v for k, v in given.items() if k in expected})
+    expected = {CAPTIONER + name: shape for name, shape in expected.items()}
+    _compare(expected, {k: tuple(v) for k, v in shapes.items() if k in expected})
 
 
 def _dino(model: str) -> Callable[[Shapes], None]:
