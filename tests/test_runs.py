@@ -170,17 +170,30 @@ def test_bad_weights_stop_the_run_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_stops_the_run(tmp_path, monkeypatch):
-    def full(self, folder, formats=(), **options):
-        raise OutputError("the disk is full", "free some space") from OSError(28, "No space left on device")
+def test_a_full_disk_stops_the_run_and_is_one_line(tmp_path, monkeypatch, capsys):
+    saved = []
+    real = DepthPrediction.save
 
-    monkeypatch.setattr(DepthPrediction, "save", full)
+    def save(self, folder, formats=(), **options):
+        saved.append(self.photo.name)
+        if len(saved) == 2:
+            raise OutputError("the disk is full", "free some space") from OSError(
+                28, "No space left on device"
+            )
+        return real(self, folder, formats, **options)
+
+    monkeypatch.setattr(DepthPrediction, "save", save)
     for name in "abc":
         photograph(tmp_path / "in" / f"{name}.png")
-    summary = run([tmp_path / "in"], tmp_path / "out", load_ramp)
-    assert len(summary.outcomes) == 1
-    assert "disk is full" in (summary.stopped or "")
-    assert summary.exit_code == 2
+    with pytest.raises(
+        OutputError, match=r"disk is full; free some space \(1 finished in .*goes on"
+    ) as caught:
+        run([tmp_path / "in"], tmp_path / "out", load_ramp)
+    assert saved == ["a", "b"]
+    assert caught.value.details["done"] == 1
+    assert capsys.readouterr().err == ""
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a"]
+    assert run([tmp_path / "in"], tmp_path / "out", load_ramp).count("done") == 2
 
 
 def test_ctrl_c_says_what_is_finished_and_the_next_run_goes_on(tmp_path):
@@ -198,6 +211,130 @@ def test_ctrl_c_says_what_is_finished_and_the_next_run_goes_on(tmp_path):
         run([tmp_path / "in"], tmp_path / "out", load)
     summary = run([tmp_path / "in"], tmp_path / "out", load_ramp)
     assert (summary.count("skipped"), summary.count("done")) == (2, 2)
+
+
+def test_what_another_run_has_claimed_is_left_to_it(tmp_path, monkeypatch):
+    """The other run finishes "a" while this one waits for it, and dies with "c" unfinished."""
+    from vision3d import runs
+    from vision3d.io.claims import claim
+
+    for name in "abc":
+        photograph(tmp_path / "in" / f"{name}.png")
+    out = tmp_path / "out"
+    theirs = {name: claim(out / name) for name in "ac"}
+    assert claim(out / "a") is None
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            (photo,) = (ref.load() for ref in photo_refs([tmp_path / "in" / "a.png"]))
+            ramp([photo])[0].save(out / "a")
+            theirs["a"].release()
+        elif len(waits) == 3:
+            theirs["c"].release()
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    loads = Loads()
+    summary = run([tmp_path / "in"], out, loads, batch_size=2)
+    assert loads.batches == [["b"], ["c"]]
+    assert {o.name: o.status for o in summary.outcomes} == {"a": "skipped", "b": "done", "c": "done"}
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c"]
+
+
+def test_claims_go_with_whatever_ends_a_run(tmp_path):
+    from vision3d.io.claims import claim
+
+    def load():
+        def process(photos):
+            raise KeyboardInterrupt
+
+        return process
+
+    photograph(tmp_path / "in" / "a.png")
+    photograph(tmp_path / "in" / "b.png")
+    with pytest.raises(KeyboardInterrupt, match="0 finished"):
+        run([tmp_path / "in"], tmp_path / "out", load)
+    assert not (tmp_path / "out").exists()
+    ours = claim(tmp_path / "out" / "a")
+    assert ours is not None
+    ours.release()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    photograph(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    run([tmp_path / "in"], out, load_ramp)
+    (out / ".a.123-00000000.partial").mkdir()
+    (out / ".a.123-00000000.partial" / "depth.npy").write_bytes(b"half")
+    (out / ".a.claim").write_bytes(b"")
+    (out / ".notes.claim.txt").write_bytes(b"of somebody else")
+    assert run([tmp_path / "in"], out, load_ramp).count("skipped") == 1
+    assert sorted(path.name for path in out.iterdir()) == [".notes.claim.txt", "a"]
+
+
+class Hungry:
+    """Runs out of memory with more than ``images`` at once, or with images of more than ``rows`` rows."""
+
+    def __init__(self, images: int, rows: int, error: Exception) -> None:
+        self.images, self.rows, self.error = images, rows, error
+        self.attempts: list[int] = []
+
+    def __call__(self, photos):
+        self.attempts.append(len(photos))
+        if len(photos) > self.images or photos[0].size[0] > self.rows:
+            raise self.error
+        return ramp(photos)
+
+    def use_less_memory(self):
+        if self.rows >= 40:
+            return None
+        self.rows += 8
+        return f"going on with {self.rows} rows"
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("f4")),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"
+    ),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:20] or "MemoryError")
+def test_less_memory_means_smaller_batches_then_smaller_pieces(tmp_path, capsys, error):
+    for i in range(7):
+        photograph(tmp_path / "in" / f"{i}.png", (32, 20), seed=i)
+    hungry = Hungry(images=1, rows=16, error=error)
+    summary = run([tmp_path / "in"], tmp_path / "out", lambda: hungry, batch_size=5)
+    assert summary.count("done") == 7
+    assert hungry.attempts == [5, 2, 1, 1, *[1] * 7]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "out of memory with 5 images at once; going on with 2",
+        "out of memory with 2 images at once; going on with 1",
+        "out of memory with 1 image at once; going on with 24 rows",
+        "out of memory with 1 image at once; going on with 32 rows",
+    ]
+
+
+def test_what_does_not_fit_at_all_fails_and_the_rest_goes_on(tmp_path):
+    photograph(tmp_path / "in" / "a.png", (64, 20))
+    photograph(tmp_path / "in" / "b.png", (32, 20))
+    summary = run([tmp_path / "in"], tmp_path / "out", lambda: Hungry(1, 48, MemoryError()))
+    assert {o.name: o.status for o in summary.outcomes} == {"a": "failed", "b": "done"}
+    assert "out of memory; try a smaller --max-size" in (summary.outcomes[0].reason or "")
+
+
+def test_other_errors_are_no_want_of_memory(tmp_path):
+    photograph(tmp_path / "a.png", (64, 20))
+    hungry = Hungry(1, 16, RuntimeError("shapes cannot be multiplied"))
+    summary = run([tmp_path / "a.png"], tmp_path / "out", lambda: hungry)
+    assert hungry.attempts == [1]
+    assert "shapes cannot be multiplied" in (summary.outcomes[0].reason or "")
 
 
 def test_only_images_of_one_size_share_a_batch(tmp_path):

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from vision3d import __version__
 from vision3d.errors import ResourceError, Vision3DError
+from vision3d.memory import is_out_of_memory
 
 VERBS: dict[str, tuple[str, str]] = {
     "depth": ("vision3d.pipelines.primedepth.verb:depth", "affine-invariant depth of photographs and videos"),
@@ -200,16 +201,17 @@ def _complain(error: Exception, as_json: bool) -> int:
     """One line for whoever can mend it; what is not in our error family is named as the defect that it is."""
     if isinstance(error, Vision3DError):
         text = str(error)
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    elif is_out_of_memory(error):
         text = "out of memory; try a smaller --max-size, --batch-size 1 or a --memory budget"
     else:
         text = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
     print(f"vision3d: {text}", file=sys.stderr)
-    code = EXIT_UNUSABLE if isinstance(error, (Vision3DError, MemoryError)) else 1
+    code = EXIT_UNUSABLE if isinstance(error, Vision3DError) or is_out_of_memory(error) else 1
     if as_json:
         import json
 
-        print(json.dumps({"exit_code": code, "error": text}, ensure_ascii=False))
+        details = (error.details if isinstance(error, Vision3DError) else None) or {}
+        print(json.dumps({"exit_code": code, "error": text, **details}, ensure_ascii=False))
     return code
 
 

@@ -5,6 +5,9 @@ The command line prints ``str(error)`` and exits with code 2; a traceback appear
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class Vision3DError(Exception):
     """Base of every error that a person can mend.
@@ -12,7 +15,12 @@ class Vision3DError(Exception):
     Args:
         message: what was given and why it cannot be used.
         hint: what to do instead; appended after a semicolon.
+
+    Attributes:
+        details: what ``--json`` prints besides, such as what was finished before.
     """
+
+    details: Mapping[str, Any] | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         self.message = " ".join(message.split())

@@ -49,6 +49,7 @@ class Provenance:
         settings: everything that changes the result.
         seed: of the random numbers, or None if there are none.
         version: of vision3d.
+        remarks: what happened to this result alone, such as tiles for want of memory; no part of the fingerprint.
     """
 
     method: str
@@ -57,6 +58,7 @@ class Provenance:
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     version: str = field(default_factory=_version)
+    remarks: tuple[str, ...] = ()
 
     def fingerprint(self, photo: Photo | None) -> str:
         """Checksum of all that decides the result: method, weights, settings, seed, the photo and its lens.
@@ -230,6 +232,7 @@ class Prediction(ABC):
                 "settings": p.settings,
                 "seed": p.seed,
                 "version": p.version,
+                **({"remarks": p.remarks} if p.remarks else {}),
                 "input": _describe_photo(self.photo),
                 "width": self.size[1],
                 "height": self.size[0],

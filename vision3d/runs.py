@@ -4,6 +4,10 @@ A run goes through its inputs once, loads an image only when its turn comes, ski
 right, goes on after a bad file, and ends with a summary. The method is loaded when the first image needs it:
 a run with nothing to do loads nothing, and a run whose only image is broken says so at once.
 
+A run may be killed at any moment, and several may share an output folder, also from several machines: every result
+is either whole or absent, and made by the one run that has claimed it. What a killed run left is done by the next;
+what another living run has claimed is left to it, and looked at again in the end.
+
 What runs where is the engine's business (:class:`Engine`). :class:`LocalEngine` works in this process; an
 engine for many machines has to apply the same picklable :class:`Worker` to the same batches.
 """
@@ -19,18 +23,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
-from vision3d.progress import Progress, progress, show_traceback, warn
+from vision3d.memory import BackOff, is_out_of_memory
+from vision3d.progress import Progress, progress, say, show_traceback, warn
 
 if TYPE_CHECKING:
+    from vision3d.io.claims import Claim
     from vision3d.io.images import Photo, PhotoRef, Sources
     from vision3d.prediction import Prediction
 
 Process = Callable[[Sequence["Photo"]], Sequence["Prediction"]]
-"""A loaded method: predictions for photographs of one size, in order."""
+"""A loaded method: predictions for photographs of one size, in order.
+
+When memory runs out it gets fewer photographs at once. If it has a method ``use_less_memory() -> str | None``, that
+is called when even one is too much: from then on each photograph has to need less (smaller tiles, say), and the
+answer says how, or is None when nothing is left to try.
+"""
 
 MAX_WAITING_PIXELS = 64_000_000
 """Images of other sizes that wait for company in their batch hold at most so many pixels."""
 _DISK_IS_OUT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_LOOK_AGAIN_SECONDS = 0.5
+"""Time between looks at whether another run has finished or died."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +93,11 @@ class RunSummary:
         out: the output folder.
         outcomes: one for each image, in the order of completion.
         seconds: of the whole run.
-        stopped: why it ended early, or None.
     """
 
     out: Path
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
-    stopped: str | None = None
 
     def count(self, status: str) -> int:
         """Number of images with a status."""
@@ -95,7 +106,13 @@ class RunSummary:
     @property
     def exit_code(self) -> int:
         """0 if every image has its results, else 2."""
-        return 2 if self.count("failed") or self.stopped else 0
+        return 2 if self.count("failed") else 0
+
+    @property
+    def progress(self) -> str:
+        """How far it came, for a run that ends early."""
+        there = self.count("done") + self.count("skipped")
+        return f"{there} finished in {self.out}; the same command goes on from there"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -106,14 +123,11 @@ class RunSummary:
             "failed": [{"input": o.label, "reason": o.reason} for o in self.outcomes if o.status == "failed"],
             "results": {o.name: str(o.folder) for o in self.outcomes if o.folder is not None},
             "seconds": round(self.seconds, 3),
-            **({"stopped": self.stopped} if self.stopped else {}),
         }
 
     def __str__(self) -> str:
         counts = f"{self.count('done')} done, {self.count('skipped')} skipped, {self.count('failed')} failed"
         lines = [f"  failed: {o.label}: {o.reason}" for o in self.outcomes if o.status == "failed"]
-        if self.stopped:
-            lines.append(f"  stopped: {self.stopped}")
         folders = [o.folder for o in self.outcomes if o.folder is not None]
         where = folders[0] if len(folders) == 1 else self.out
         place = f"; results in {where}" if folders else ""
@@ -150,7 +164,7 @@ class Worker:
 
     def __init__(self, load: Callable[[], Process], formats: tuple[str, ...] = ()) -> None:
         self.load, self.formats = load, formats
-        self._process: Process | None = None
+        self._process: BackOff[Photo, Prediction] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"load": self.load, "formats": self.formats, "_process": None}
@@ -158,7 +172,8 @@ class Worker:
     def __call__(self, batch: list[Job]) -> list[Outcome]:
         """Outcomes of the jobs, in order. Errors of weights and device are raised: they spare no job."""
         if self._process is None:
-            self._process = self.load()
+            method = self.load()
+            self._process = BackOff(method, getattr(method, "use_less_memory", None))
         try:
             predictions = self._process([job.photo for job in batch])
         except (WeightsError, ResourceError):
@@ -186,7 +201,7 @@ def failure(name: str, label: str, error: Exception) -> Outcome:
         stop = isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _DISK_IS_OUT
         return Outcome(name, label, "failed", reason=reason, error=error, stop=stop)
     show_traceback(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         exhausted = ResourceError("out of memory", "try a smaller --max-size or a --memory budget")
         return Outcome(name, label, "failed", reason=str(exhausted), error=exhausted)
     text = " ".join(str(error).split())
@@ -286,61 +301,128 @@ def run_folder(
         engine: where to work; by default here.
 
     Raises:
-        Vision3DError: what stops all work: the output folder, the weights, the device; and what was wrong
-            with the input if there is only one.
+        Vision3DError: what stops all work: the output folder, a full disk, the weights, the device; and what was
+            wrong with the input if there is only one.
         KeyboardInterrupt: with a text that says what was finished.
     """
-    from vision3d.io.files import check_writable
+    from vision3d.io.claims import claim, remove_dead_claims
+    from vision3d.io.files import check_writable, remove_stagings
 
     out = Path(out)
     check_writable(out)
     summary = RunSummary(out)
     started = time.monotonic()
     bar: Progress[Job] = progress(total=total, description=description)
+    claims: dict[str, Claim] = {}
+    elsewhere: set[str] = set()
+    swept: set[Path] = set()
+    stopped: list[Outcome] = []
 
     def only_error() -> Vision3DError | None:
         """What is wrong with the only input: it is raised in the end, so no warning needs to say it."""
         return summary.outcomes[0].error if len(summary.outcomes) == 1 and total in (None, 1) else None
 
     def record(outcome: Outcome) -> None:
+        if outcome.name in claims:
+            claims.pop(outcome.name).release()
+        if outcome.stop:
+            stopped.append(outcome)
+            return
         summary.outcomes.append(outcome)
         bar.advance()
         if outcome.status == "failed" and only_error() is None:
             warn(f"{outcome.label}: {outcome.reason}")
 
-    def jobs() -> Iterator[Job]:
-        for ref in refs(record) if callable(refs) else refs:
+    def sweep(folder: Path) -> None:
+        """Remove what killed runs left, before the disk gets fuller."""
+        if folder not in swept:
+            swept.add(folder)
+            remove_stagings(folder)
+            remove_dead_claims(folder)
+
+    def jobs(images: Iterable[PhotoRef]) -> Iterator[Job]:
+        for ref in images:
             folder = out / ref.name
             try:
                 photo = ref.load()
-                finished = not overwrite and _is_finished(folder, fingerprint(photo), formats)
+                sweep(folder.parent)
+                mark = fingerprint(photo)
+                finished = not overwrite and _is_finished(folder, mark, formats)
+                if not finished:
+                    ours = claim(folder)
+                    if ours is None:
+                        elsewhere.add(ref.name)
+                        continue
+                    claims[ref.name] = ours
+                    # Another run may have finished it since the first look.
+                    finished = not overwrite and _is_finished(folder, mark, formats)
             except Exception as error:
                 record(failure(ref.name, ref.label, error))
-                continue
-            if finished:
-                record(Outcome(ref.name, ref.label, "skipped", folder))
             else:
-                yield Job(ref.name, ref.label, folder, photo)
+                if finished:
+                    record(Outcome(ref.name, ref.label, "skipped", folder))
+                else:
+                    yield Job(ref.name, ref.label, folder, photo)
+            if stopped:
+                return
 
     worker = Worker(load, formats)
+    if callable(refs):
+        references = refs
+    else:
+        listed = list(refs)
+
+        def references(failed: Callable[[Outcome], None]) -> Iterable[PhotoRef]:
+            return listed
+
+    images = references(record)
     try:
         with bar:
-            for outcomes in (engine or LocalEngine()).map(worker, batches(jobs(), batch_size)):
-                for outcome in outcomes:
-                    record(outcome)
-                stops = [outcome.reason for outcome in outcomes if outcome.stop]
-                if stops:
-                    summary.stopped = stops[0]
+            while not stopped:
+                for outcomes in (engine or LocalEngine()).map(worker, batches(jobs(images), batch_size)):
+                    for outcome in outcomes:
+                        record(outcome)
+                    if stopped:
+                        break
+                if stopped or not elsewhere:
                     break
+                # No claim is held while waiting, so two runs cannot wait for each other.
+                wanted = _until_one_is_free(out, elsewhere)
+                elsewhere.clear()
+                images = _named(references(lambda outcome: None), wanted)
     except KeyboardInterrupt:
-        finished_count = summary.count("done") + summary.count("skipped")
-        raise KeyboardInterrupt(
-            f"interrupted with {finished_count} finished in {out}; the same command goes on from there"
-        ) from None
-    summary.seconds = time.monotonic() - started
-    if error := only_error():
+        raise KeyboardInterrupt(f"interrupted with {summary.progress}") from None
+    finally:
+        for left in claims.values():
+            left.release()
+        summary.seconds = time.monotonic() - started
+    if stopped and stopped[0].error is not None:
+        if total == 1:
+            raise stopped[0].error
+        error = OutputError(stopped[0].error.message, f"{stopped[0].error.hint} ({summary.progress})")
+        error.details = summary.to_dict()
         raise error
+    if alone := only_error():
+        raise alone
     return summary
+
+
+def _named(refs: Iterable[PhotoRef], wanted: set[str]) -> Iterator[PhotoRef]:
+    return (ref for ref in refs if ref.name in wanted)
+
+
+def _until_one_is_free(out: Path, names: Iterable[str]) -> set[str]:
+    """Wait until another run lets go of one of these results; returns them all."""
+    from vision3d.io.claims import is_claimed
+
+    wanted = set(names)
+    said = False
+    while all(is_claimed(out / name) for name in wanted):
+        if not said:
+            say(f"waiting for another run that makes {len(wanted)} of the results in {out}")
+            said = True
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return wanted
 
 
 def _is_finished(folder: Path, fingerprint: str, formats: tuple[str, ...]) -> bool:

@@ -130,11 +130,7 @@ def _diffusion_folder(
     unet = keymap.select(tensors, LDM_UNET, lambda key: keymap.unet_key(key, first - 1))
     vae = keymap.select(tensors, LDM_VAE, keymap.vae_key)
     if not unet or not vae:
-        examples = ", ".join(sorted(tensors)[:2])
-        raise WeightsError(
-            f"{source.name}: no Stable Diffusion or PrimeDepth file; it holds {examples} ...",
-            "give a single file in the LDM layout",
-        )
+        raise _not_convertible(source, tensors)
     parts["vae"] = _diffusers_component(AutoencoderKL, vae_config, tensors, vae, keymap.as_linear)
     parts["unet"] = _diffusers_component(UNet2DConditionModel, unet_config, tensors, unet)
     is_sd2 = any(name.startswith(OPEN_CLIP_TEXT) for name in tensors)
@@ -160,6 +156,22 @@ def _diffusion_folder(
             index["tokenizer"] = ["transformers", "CLIPTokenizer"]
         (folder / INDEX).write_text(json.dumps(index, indent=2))
     return result
+
+
+def _not_convertible(source: Path, tensors: Mapping[str, Tensor]) -> WeightsError:
+    """Says what a file is, if it is known, and that there is nothing to make of it."""
+    from vision3d.weights.layouts import LAYOUTS, identify
+
+    found = identify({name: tuple(value.shape) for name, value in tensors.items()})
+    if found is not None:
+        return WeightsError(
+            f"{source.name}: this is {LAYOUTS[found][0]}, which has no other layout", "it is used as it is"
+        )
+    examples = ", ".join(sorted(tensors)[:2])
+    return WeightsError(
+        f"{source.name}: no Stable Diffusion or PrimeDepth file; it holds {examples} ...",
+        "give a single file in the LDM layout",
+    )
 
 
 _SCHEDULE = {

@@ -137,6 +137,40 @@ def _unet(shapes: Shapes, context: int, inputs: int) -> None:
     _compare(_meta_shapes("UNet2DConditionModel", config), shapes)
 
 
+def _direct25_normal(shapes: Shapes) -> None:
+    """Direct2.5's normal UNet: that of Stable Diffusion 2.x and an embedding of twelve camera numbers."""
+    camera = {
+        "camera_embedding.linear_1.weight": (1280, 240),
+        "camera_embedding.linear_1.bias": (1280,),
+        "camera_embedding.linear_2.weight": (1280, 1280),
+        "camera_embedding.linear_2.bias": (1280,),
+    }
+    if not any(name.startswith("camera_embedding.") for name in shapes):
+        _refuse("it has no 'camera_embedding.*' tensors")
+    _compare(camera, {k: tuple(v) for k, v in shapes.items() if k.startswith("camera_embedding.")})
+    _unet({k: v for k, v in shapes.items() if not k.startswith("camera_embedding.")}, 1024, 4)
+
+
+def _controlnet(shapes: Shapes) -> None:
+    """StableNormal's image control branch; what it never uses of a ControlNet may be absent."""
+    if "mid_block.resnets.0.conv1.weight" not in shapes or any(
+        name.startswith("up_blocks.") for name in shapes
+    ):
+        _refuse("it is no encoder of a UNet with a middle block")
+    expected = _meta_shapes(
+        "ControlNetModel",
+        {
+            "block_out_channels": (320, 640, 1280, 1280),
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        },
+    )
+    dead = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")
+    expected = {k: v for k, v in expected.items() if not k.startswith(dead) or k in shapes}
+    _compare(expected, {k: tuple(v) for k, v in shapes.items()})
+
+
 def _modern(name: str) -> str:
     """Autoencoder names of diffusers before 0.18 as they are now."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
@@ -339,7 +373,7 @@ def _triplaneturbo(shapes: Shapes) -> None:
 
 
 def _captioner(shapes: Shapes) -> None:
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         "clip_project.linear.weight": (768, 768),
         "clip_project.linear.bias": (768,),
         "clip_project.positional_embedding": (1, 77, 768),
@@ -349,8 +383,8 @@ def _captioner(shapes: Shapes) -> None:
         "time_embed_project.positional_embedding": (1, 1, 1280),
         "alpha_cond_time_embed": (1280,),
     }
-    given = {k.removeprefix(CAPTIONER): tuple(v) for k, v in shapes.items() if k.startswith(CAPTIONER)}
-    _compare(expected, {k: v for k, v in given.items() if k in expected})
+    expected = {CAPTIONER + name: shape for name, shape in expected.items()}
+    _compare(expected, {k: tuple(v) for k, v in shapes.items() if k in expected})
 
 
 def _dino(model: str) -> Callable[[Shapes], None]:
@@ -380,6 +414,8 @@ LAYOUTS: dict[str, tuple[str, Callable[[Shapes], None]]] = {
         "a Stable Diffusion 2.x UNet with eight input channels (DM-Calib, or Direct2.5's colour UNet)",
         lambda shapes: _unet(shapes, 1024, 8),
     ),
+    "direct25-normal": ("Direct2.5's normal UNet", _direct25_normal),
+    "sd2-controlnet": ("a Stable Diffusion 2.x ControlNet (StableNormal's image branch)", _controlnet),
     "sd-vae": ("a Stable Diffusion autoencoder", _vae),
     "sd-vae-decoder": ("the decoder of a Stable Diffusion autoencoder", _vae_decoder),
     "openclip-text": ("an OpenCLIP ViT-H/14 text tower", _openclip_text),

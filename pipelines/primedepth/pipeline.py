@@ -30,11 +30,12 @@ from vision3d.backbone.vae import encode_moments
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
 from vision3d.geometry.tiling import Tiling
+from vision3d.memory import BackOff
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.tiling import blend_tiles
-from vision3d.progress import progress, say
+from vision3d.progress import progress
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from vision3d.results import DepthPrediction
 
 SPACE: Final = "affine-invariant inverse depth"
+SMALLEST_TILE: Final = 128
+"""Side in pixels; the context of smaller tiles is too narrow."""
 
 
 def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, int]:
@@ -111,6 +114,8 @@ class PrimeDepth(DiffusionPipeline):
         self.weights_sha256: str | None = None
         self._sequential = False
         self._memory_budget: int | None = None
+        self._tile_limit: int | None = None
+        self._last_size = (0, 0)
         self._prompts: dict[str, Tensor] = {}
         self._device = torch.device("cpu")
 
@@ -134,7 +139,7 @@ class PrimeDepth(DiffusionPipeline):
             torch_dtype: floating dtype; by default fp32 on CPU, bf16 or fp16 on CUDA.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
             memory: budget such as ``6.5G``; below what everything resident needs, networks are loaded when their
-                turn comes and let go after it, and large images are split into tiles.
+                turn comes and let go after it, batches are split, and large images are cut into tiles.
             config: sizes of a single-file checkpoint other than the published ones.
             components: networks that replace the stored ones, by name; ``text_encoder`` may be the folder or file of
                 an OpenCLIP ViT-H/14 text tower (all 24 layers), for checkpoints that come without one.
@@ -339,7 +344,14 @@ class PrimeDepth(DiffusionPipeline):
             size = working_size(*photo.size, options.max_size or self.config.max_size)
             sizes.setdefault(size, []).append(i)
         results: dict[int, DepthPrediction] = {}
-        for size, members in sizes.items():
+        batches = (
+            (size, members[start : start + most])
+            for size, members in sizes.items()
+            for most in [self._batch_that_fits(size, options.tile, len(members))]
+            for start in range(0, len(members), most)
+        )
+        for size, members in batches:
+            self._last_size = size
             arrays = [resize_image(photos[i].rgb8, size) for i in members]
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(self._device).float() / 255
             noises = [self._noise(size, options, generator) for _ in members]
@@ -347,7 +359,11 @@ class PrimeDepth(DiffusionPipeline):
             depth, classes = self._dense(images, noises, context, options.segmentation, tile)
             for row, i in enumerate(members):
                 labels = None if classes is None else classes[row]
-                results[i] = self._result(photos[i], depth[row : row + 1], labels, second_opinion, options)
+                result = self._result(photos[i], depth[row : row + 1], labels, second_opinion, options)
+                if tile is not None and tile != options.tile:
+                    remark = f"processed in tiles of {tile} pixels to fit into memory"
+                    result.provenance = replace(result.provenance, remarks=(remark,))
+                results[i] = result
         return [results[i] for i in range(len(photos))]
 
     def _noise(
@@ -359,19 +375,48 @@ class PrimeDepth(DiffusionPipeline):
         posterior = None if options.deterministic else torch.randn(shape, generator=source)
         return posterior, torch.randn(shape, generator=source)
 
+    def _pixels_that_fit(self) -> float | None:
+        """Pixels whose activations fit the memory budget at once, or None without one."""
+        if self._memory_budget is None:
+            return None
+        if self._sequential:
+            resident = loading.parameter_bytes(self.depth_head) + (2 << 29)
+        else:
+            resident = (2 << 29) + loading.parameter_bytes(
+                self.unet, self.refiner, self.vae.encoder, self.depth_head
+            )
+        widest = self.depth_head.config.block_out_channels
+        return max(0, self._memory_budget - resident) / (4 * (2 * widest[0] + 3 * widest[1]))
+
     def _tile_side(self, size: tuple[int, int], tile: int | None) -> int | None:
         """Side of tiles that fit the memory budget, or None when the whole image does."""
-        if tile is None and self._memory_budget is not None:
-            resident = loading.parameter_bytes(self.unet, self.refiner) + (2 << 29)
-            if not self._sequential:
-                resident += loading.parameter_bytes(self.vae.encoder, self.depth_head)
-            if self._sequential:
-                resident = loading.parameter_bytes(self.depth_head) + (2 << 29)
-            widest = self.depth_head.config.block_out_channels
-            per_pixel = 4 * (2 * widest[0] + 3 * widest[1])
-            pixels = max(0, self._memory_budget - resident) / per_pixel
-            tile = max(256, int(pixels**0.5) // 64 * 64)
+        fitting = self._pixels_that_fit()
+        if tile is None and fitting is not None and fitting < size[0] * size[1]:
+            tile = max(2 * SMALLEST_TILE, int(fitting**0.5) // 64 * 64)
+        if self._tile_limit is not None:
+            tile = min(tile or self._tile_limit, self._tile_limit)
         return tile if tile is not None and max(size) > tile else None
+
+    def _batch_that_fits(self, size: tuple[int, int], tile: int | None, count: int) -> int:
+        """How many of ``count`` images of one size go through together within the memory budget."""
+        fitting, side = self._pixels_that_fit(), self._tile_side(size, tile)
+        if fitting is None:
+            return count
+        pixels = size[0] * size[1] if side is None else min(side, size[0]) * min(side, size[1])
+        return min(count, max(1, int(fitting // pixels)))
+
+    def use_less_memory(self) -> str | None:
+        """Cut images into smaller tiles from now on, because the last one was too large for memory.
+
+        Returns:
+            what is done, for people; None when tiles get no smaller.
+        """
+        side = min(max(self._last_size), self._tile_limit or max(self._last_size))
+        smaller = side // 2 // 64 * 64
+        if smaller < SMALLEST_TILE:
+            return None
+        self._tile_limit = smaller
+        return f"going on with tiles of {smaller} pixels"
 
     def _dense(
         self,
@@ -466,33 +511,33 @@ class PrimeDepth(DiffusionPipeline):
         options: DepthOptions | None = None,
         *,
         batch_size: int = 1,
-        **extras: Any,
+        generator: torch.Generator | None = None,
+        second_opinion: SecondOpinion | None = None,
     ) -> Iterator[DepthPrediction]:
         """Predictions one after the other, reading ``photos`` only as far as the next batch.
 
-        When memory runs out on a GPU, the batch is halved and tried again. ``extras`` are as for :meth:`predict`.
+        When memory runs out, batches get smaller, then images are cut into tiles; a line on screen says so.
+        ``generator`` and ``second_opinion`` are as for :meth:`predict`.
         """
+
+        def process(batch: Sequence[Photo]) -> list[DepthPrediction]:
+            before = None if generator is None else generator.get_state()
+            try:
+                return self.predict(batch, options, generator=generator, second_opinion=second_opinion)
+            except Exception:
+                if generator is not None:  # another attempt draws the same noise
+                    generator.set_state(before)
+                raise
+
+        attempt = BackOff(process, self.use_less_memory)
         batch: list[Photo] = []
         for photo in photos:
             batch.append(photo)
             if len(batch) == batch_size:
-                yield from self._halving(batch, options, extras)
+                yield from attempt(batch)
                 batch = []
         if batch:
-            yield from self._halving(batch, options, extras)
-
-    def _halving(
-        self, batch: list[Photo], options: DepthOptions | None, extras: dict[str, Any]
-    ) -> list[DepthPrediction]:
-        try:
-            return self.predict(batch, options, **extras)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            torch.cuda.empty_cache()
-            say(f"out of memory with {len(batch)} images at once; trying {len(batch) // 2}")
-            half = len(batch) // 2
-            return self._halving(batch[:half], options, extras) + self._halving(batch[half:], options, extras)
+            yield from attempt(batch)
 
     def __call__(
         self,
@@ -524,7 +569,7 @@ class PrimeDepth(DiffusionPipeline):
         chosen = DepthOptions(**options)
         extras = {"generator": generator, "second_opinion": second_opinion}
         if not isinstance(images, (list, tuple)) and not holds_many(images):
-            return self.predict([load_photo(images)], chosen, **extras)[0]  # type: ignore[arg-type]
+            return next(self.stream([load_photo(images)], chosen, **extras))  # type: ignore[arg-type]
         photos = (reference.load() for reference in iter_photos(images))
         return list(self.stream(photos, chosen, batch_size=batch_size, **extras))
 

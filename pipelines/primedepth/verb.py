@@ -15,7 +15,9 @@ from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_fol
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
+    from vision3d.pipelines.primedepth.ensemble import SecondOpinion
     from vision3d.pipelines.primedepth.options import DepthOptions
+    from vision3d.pipelines.primedepth.pipeline import PrimeDepth
     from vision3d.prediction import Prediction
 
 
@@ -62,7 +64,8 @@ def depth(
         tile: side in pixels of the tiles that larger photographs are processed in.
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
-        memory: budget such as 6.5G; what does not fit at once is loaded in turn, and large images are tiled.
+        memory: budget such as 6.5G; what does not fit at once is loaded in turn, batches are split and large
+            images are tiled. Without one, that happens when memory runs out.
         text_encoder: folder or file of an OpenCLIP ViT-H/14 text tower, for a checkpoint that has none.
         recursive: look into nested folders.
         overwrite: compute again what is there.
@@ -141,7 +144,20 @@ class Loader:
         if self.ensemble is not None:
             other = SecondOpinion.from_pretrained(self.ensemble, pipeline.device)
 
-        def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
-            return list(pipeline.stream(photos, self.options, batch_size=len(photos), second_opinion=other))
+        return _Depth(pipeline, self.options, other)
 
-        return process
+
+@dataclass(frozen=True)
+class _Depth:
+    """The loaded method as :func:`vision3d.runs.run_folder` wants it."""
+
+    pipeline: PrimeDepth
+    options: DepthOptions
+    second_opinion: SecondOpinion | None
+
+    def __call__(self, photos: Sequence[Photo]) -> Sequence[Prediction]:
+        return self.pipeline.predict(photos, self.options, second_opinion=self.second_opinion)
+
+    def use_less_memory(self) -> str | None:
+        """See :data:`vision3d.runs.Process`."""
+        return self.pipeline.use_less_memory()

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from vision3d.errors import OutputError
+from vision3d.io import files
 from vision3d.io.files import (
     atomic_path,
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_npy,
     check_writable,
+    remove_stagings,
     sha256_file,
     staged_folder,
 )
@@ -265,11 +267,28 @@ def test_a_crash_while_moving_files_reads_as_incomplete(
     assert everything_in(tmp_path) == ["desk", "desk/a", "desk/b"]
 
 
-def test_leftovers_of_killed_runs_go_once_they_are_old(tmp_path: Path) -> None:
-    old, young = tmp_path / ".desk.1-00.partial", tmp_path / ".desk.2-00.partial"
-    for leftover in (old, young):
+def test_leftovers_of_killed_runs_go_and_those_of_living_runs_stay(tmp_path: Path) -> None:
+    dead, other = tmp_path / ".desk.1-00000000.partial", tmp_path / ".desk.2.3-00000000.partial"
+    for leftover in (dead, other):
         leftover.mkdir()
         (leftover / "x").write_text("")
+    with staged_folder(tmp_path / "desk", last="done") as living:
+        assert not dead.exists()
+        assert other.exists()  # of a result called "desk.2"
+        with staged_folder(tmp_path / "desk", last="done") as staging:
+            (staging / "done").write_text("")
+        assert living.exists()
+        (living / "done").write_text("again")
+    assert (tmp_path / "desk" / "done").read_text() == "again"
+    remove_stagings(tmp_path)
+    assert everything_in(tmp_path) == ["desk", "desk/done"]
+
+
+def test_without_locks_leftovers_go_once_they_are_old(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "try_lock", lambda descriptor: None)
+    old, young = tmp_path / ".desk.1-00000000.partial", tmp_path / ".desk.2-00000000.partial"
+    for leftover in (old, young):
+        leftover.mkdir()
     os.utime(old, (0, 0))
     with staged_folder(tmp_path / "desk", last="done") as staging:
         (staging / "done").write_text("")

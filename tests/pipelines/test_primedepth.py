@@ -257,6 +257,73 @@ def test_tiles_keep_to_the_whole(model: PrimeDepth) -> None:
     assert tiled.provenance.settings["tile"] == 128
 
 
+def test_want_of_memory_halves_the_batch_then_cuts_tiles(
+    model: PrimeDepth, narrow_file: Path, monkeypatch, capsys
+) -> None:
+    """What comes out is what the same tiles give when they are asked for."""
+    image = picture(128, 264)
+    poor = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu")
+    sizes = []
+    real = poor.refine
+
+    def refine(latents, *rest, **options):
+        sizes.append(tuple(latents.shape))
+        if latents.shape[0] * latents.shape[2] * latents.shape[3] > 2 * 16 * 16:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return real(latents, *rest, **options)
+
+    monkeypatch.setattr(poor, "refine", refine)
+    results = poor([image, image], batch_size=2)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if not line.startswith("tiles:")] == [
+        "out of memory with 2 images at once; going on with 1",
+        "out of memory with 1 image at once; going on with tiles of 128 pixels",
+    ]
+    assert sizes[:2] == [(2, 4, 16, 33), (1, 4, 16, 33)] and all(size[3] <= 16 for size in sizes[2:])
+    asked = model(image, tile=128).depth
+    for result in results:
+        np.testing.assert_array_equal(result.depth, asked)
+        assert result.provenance.settings["tile"] is None
+        assert result.provenance.remarks == ("processed in tiles of 128 pixels to fit into memory",)
+
+
+def test_another_attempt_draws_the_same_noise(model: PrimeDepth, monkeypatch) -> None:
+    image, other = picture(), picture(seed=1)
+    wanted = model([image, other], generator=torch.Generator().manual_seed(5))
+    real, calls = model.refine, []
+
+    def refine(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(model, "refine", refine)
+    again = model([image, other], batch_size=2, generator=torch.Generator().manual_seed(5))
+    assert len(calls) == 3
+    for first, second in zip(wanted, again, strict=True):
+        np.testing.assert_array_equal(first.depth, second.depth)
+
+
+def test_a_budget_splits_batches_before_it_cuts_tiles(
+    model: PrimeDepth, narrow_file: Path, monkeypatch
+) -> None:
+    frugal = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu")
+    sizes = []
+    real = frugal.refine
+    monkeypatch.setattr(frugal, "refine", lambda x, *rest: sizes.append(tuple(x.shape)) or real(x, *rest))
+    per_pixel = 4 * (2 * frugal.depth_head.config.block_out_channels[0])
+    per_pixel += 4 * (3 * frugal.depth_head.config.block_out_channels[1])
+    for pixels, wanted in ((2.5 * 72 * 96, [2, 2, 1]), (0.9 * 72 * 96, [1] * 5)):
+        sizes.clear()
+        monkeypatch.setattr(frugal, "_pixels_that_fit", lambda pixels=pixels: pixels)
+        frugal([picture(72, 96, seed) for seed in range(5)], batch_size=5)
+        assert [size[0] for size in sizes] == wanted
+    monkeypatch.undo()
+    frugal._memory_budget = 2_000_000_000
+    assert 0 < frugal._pixels_that_fit() * per_pixel < 2_000_000_000 - (2 << 29)
+
+
 def test_tiles_of_a_known_map_in_any_scale_give_it_back() -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(2, 1, 6, 8, generator=generator)

@@ -140,3 +140,33 @@ def test_synthesize_writes_folders_and_a_sheet(tmp_path: Path) -> None:
         cv2.imread(str(folder / "semantic.png"), cv2.IMREAD_UNCHANGED), want.semantic
     )
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 1000
+
+
+def test_synthesize_renders_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vision3d.synthetic import stream, verb
+
+    out, rendered = tmp_path / "out", []
+    real = stream.render_sample
+    fail_at = 1
+
+    def render(seed, size):
+        if len(rendered) == fail_at:
+            raise KeyboardInterrupt
+        rendered.append(seed)
+        return real(seed, size)
+
+    monkeypatch.setattr(stream, "render_sample", render)
+    with pytest.raises(KeyboardInterrupt, match=r"1 of 3 images .* goes on"):
+        verb.synthesize(out, count=3, size=(24, 32), seed=30, workers=0)
+    first = {path: path.read_bytes() for path in (out / "000030").iterdir()}
+    (out / ".000031.1-00000000.partial").mkdir()
+    fail_at = -1
+    verb.synthesize(out, count=3, size=(24, 32), seed=30, workers=0)
+    assert rendered == [30, 31, 32]
+    assert first == {path: path.read_bytes() for path in (out / "000030").iterdir()}
+    assert sorted(path.name for path in out.iterdir()) == ["000030", "000031", "000032", "sheet.png"]
+    (out / "000031" / "depth.npy").unlink()
+    verb.synthesize(out, count=3, size=(24, 32), seed=30, workers=0)
+    assert rendered == [30, 31, 32, 31]
+    verb.synthesize(out, count=1, size=(32, 24), seed=30, workers=0)
+    assert rendered == [30, 31, 32, 31, 30]

@@ -174,6 +174,26 @@ def test_primedepth_files_survive_both_ways_and_predict_the_same(primedepth_tens
     np.testing.assert_allclose(*depths, atol=1e-5)  # mapped at other addresses, summed in another order
 
 
+def test_a_sensor_stage_survives_both_ways_with_its_side_encoder(tmp_path) -> None:
+    """Stable-Sim2Real's published names at narrow width: what the folder has no place for is kept beside it."""
+    tensors = ldm_tensors("sd2")
+    encoder = ("time_embed.", "input_blocks.", "middle_block.")
+    for name, value in list(tensors.items()):
+        bare = name.removeprefix("model.diffusion_model.")
+        if bare != name and bare.startswith(encoder):
+            tensors[f"control_model.{bare}"] = value * 2
+    tensors["control_model.input_new_blocks.0.weight"] = torch.randn(4, 8, 3, 3)
+    tensors["loss_w"] = torch.ones(1)
+    file = tmp_path / "stage1_main.ckpt"
+    torch.save({"state_dict": tensors}, file)
+    done = convert(file, tmp_path / "folder")
+    assert done.aside > 100
+    unet = load_stable_diffusion(tmp_path / "folder").unet.state_dict()
+    assert torch.equal(unet["conv_in.weight"], tensors["model.diffusion_model.input_blocks.0.0.weight"])
+    convert(tmp_path / "folder", tmp_path / "back.safetensors")
+    assert_same(tensors, open_checkpoint(tmp_path / "back.safetensors"))
+
+
 def test_mistakes_are_said(tmp_path) -> None:
     file = tmp_path / "foreign.safetensors"
     save_file({"cls_token": torch.zeros(1)}, file)

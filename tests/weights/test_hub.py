@@ -90,11 +90,14 @@ def test_files_come_through_the_hub_cache_and_are_linked(vision3d, server, hub, 
     assert removed.returncode == 0 and not list(hf.rglob("net.safetensors"))
 
 
-@pytest.mark.parametrize("faults", [["drop"], ["503", "drop"], ["corrupt"], ["short"]], ids="-".join)
+@pytest.mark.parametrize(
+    "faults", [["drop"], ["503", "drop"], ["corrupt"], ["short"], ["stall", "drop"]], ids="-".join
+)
 def test_a_failing_hub_gives_the_right_files_in_the_end(
     vision3d, server, hub, environment, home, faults
 ) -> None:
     hub(weights=LARGE, listed=LARGE)
+    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "1"  # a connection that stands still is left after a second
     for path, served in server.files.items():
         if path.endswith(".safetensors"):
             served.faults.extend(faults)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from vision3d.backbone.stable_diffusion import load_stable_diffusion
 from vision3d.errors import WeightsError
 from vision3d.evaluation.parity.recipe import RecipeWeights
 from vision3d.pipelines.primedepth.checkpoint import checkpoint_shapes, load_networks
 from vision3d.weights import layouts, registry
+from vision3d.weights.convert import convert
 from vision3d.weights.layouts import LAYOUTS, describe, identify, tensor_shapes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -33,6 +35,39 @@ def sparse_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
     return path
 
 
+CAPTIONER = {
+    "clip_project.linear.weight": (768, 768),
+    "clip_project.linear.bias": (768,),
+    "clip_project.positional_embedding": (1, 77, 768),
+    "alpha_cond": (1, 77, 768),
+    "time_embed_project.linear.weight": (1280, 768),
+    "time_embed_project.linear.bias": (1280,),
+    "time_embed_project.positional_embedding": (1, 1, 1280),
+    "alpha_cond_time_embed": (1280,),
+}
+"""Of SD+DINO's implicit captioner."""
+
+
+def control_branch(unet: Shapes) -> Shapes:
+    """A ControlNet's tensors by the paper: the UNet's encoder and middle, zero convolutions and a hint encoder."""
+    encoder = ("conv_in.", "time_embedding.", "down_blocks.", "mid_block.")
+    shapes = {name: shape for name, shape in unet.items() if name.startswith(encoder)}
+
+    def convolution(name: str, inputs: int, outputs: int, kernel: int) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs, kernel, kernel)
+        shapes[f"{name}.bias"] = (outputs,)
+
+    for i, width in enumerate([320] * 4 + [640] * 3 + [1280] * 5):
+        convolution(f"controlnet_down_blocks.{i}", width, width, 1)
+    convolution("controlnet_mid_block", 1280, 1280, 1)
+    hint = "controlnet_cond_embedding"
+    convolution(f"{hint}.conv_in", 3, 16, 3)
+    for i, (a, b) in enumerate([(16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256)]):
+        convolution(f"{hint}.blocks.{i}", a, b, 3)
+    convolution(f"{hint}.conv_out", 256, 320, 3)
+    return shapes
+
+
 @pytest.fixture(scope="module")
 def published(shared: Path) -> dict[str, Shapes]:
     """The published key lists by layout."""
@@ -44,11 +79,24 @@ def published(shared: Path) -> dict[str, Shapes]:
         return {name: tuple(shape) for name, shape in table.items()}
 
     dmcalib = read("dmcalib/keys_real_size.json")
+    calibration = as_shapes(dmcalib["calib_unet"])
+    # As the specification words it: "keys of the SD 2.1-base UNet unchanged" and four tensors more.
+    camera = {
+        "camera_embedding.linear_1.weight": (1280, 240),
+        "camera_embedding.linear_1.bias": (1280,),
+        "camera_embedding.linear_2.weight": (1280, 1280),
+        "camera_embedding.linear_2.bias": (1280,),
+    }
+    plain = {**calibration, "conv_in.weight": (320, 4, 3, 3)}
     labeller = as_shapes(read("primedepth/keys_labeller_real.json"))
     others = {k: v for k, v in checkpoint_shapes().items() if not k.startswith("labeller.")}
     return {
         "primedepth": {**others, **labeller},
-        "sd2-unet-8ch": as_shapes(dmcalib["calib_unet"]),
+        "sd2-unet-8ch": calibration,
+        "sd2-unet": plain,
+        "direct25-normal": {**plain, **camera},
+        "sd2-controlnet": control_branch(plain),
+        "odise": {f"backbone.feature_extractor.{name}": shape for name, shape in CAPTIONER.items()},
         "sd-vae-decoder": as_shapes(dmcalib["vae_decoder"]),
         "sim2real": as_shapes(read("sim2real/keys_real_size.json")["keys"]),
         "triplaneturbo": as_shapes(read("triplaneturbo/checkpoint_layout.json")["keys"]),
@@ -76,14 +124,42 @@ def test_what_files_hold_besides_does_not_matter(published) -> None:
     assert identify(prefixed) == "sd-vae-decoder"
 
 
+def test_the_numbers_of_the_specifications_are_met(published) -> None:
+    def values(layout: str) -> int:
+        return sum(torch.Size(shape).numel() for shape in published[layout].values())
+
+    dead = [name for name in published["sd2-controlnet"] if name.startswith("controlnet_")]
+    assert (len(published["sd2-controlnet"]), len(dead)) == (340, 42)
+    assert values("sd2-controlnet") == 364_228_240
+    assert (len(published["direct25-normal"]), values("direct25-normal")) == (690, 867_858_884)
+    assert (len(published["sd2-unet-8ch"]), values("sd2-unet-8ch")) == (686, 865_922_244)
+    assert (len(published["sd2-unet"]), values("sd2-unet")) == (686, 865_910_724)
+    assert (len(published["triplaneturbo"]), values("triplaneturbo")) == (1110, 22_684_166)
+    living = {name: shape for name, shape in published["sd2-controlnet"].items() if name not in dead}
+    assert identify(living) == "sd2-controlnet"
+
+
 @pytest.mark.parametrize(
-    "layout", ["primedepth", "sd2-unet-8ch", "sd-vae-decoder", "sim2real", "triplaneturbo"]
+    "layout",
+    [
+        "primedepth",
+        "sd2-unet-8ch",
+        "sd2-unet",
+        "sd2-controlnet",
+        "direct25-normal",
+        "odise",
+        "sd-vae-decoder",
+        "sim2real",
+        "triplaneturbo",
+    ],
 )
 def test_one_missing_extra_or_misshapen_tensor_is_named(published, layout, tmp_path) -> None:
     shapes = published[layout]
     victim = sorted(shapes)[len(shapes) // 2]
     if layout == "primedepth":
         victim = next(name for name in shapes if name.startswith("labeller.refiner"))
+    elif layout == "direct25-normal":
+        victim = "camera_embedding.linear_2.weight"
     missing = {name: shape for name, shape in shapes.items() if name != victim}
     longer = {**shapes, victim: (7, *shapes[victim])}
     for broken in (missing, longer):
@@ -114,6 +190,40 @@ def test_a_real_size_primedepth_file_is_taken_by_its_loader(published, tmp_path)
     assert set(networks) == {"vae", "unet", "refiner", "depth_head", "segmentation_head"}
     with pytest.raises(WeightsError, match="not a PrimeDepth checkpoint"):
         load_networks(sparse_file(tmp_path / "sim2real.safetensors", published["sim2real"]))
+
+
+@pytest.mark.parametrize("layout", ["sd2-unet-8ch", "sd2-unet", "sim2real"])
+def test_real_size_files_are_taken_by_the_loader_of_stable_diffusion(published, layout, tmp_path) -> None:
+    file = sparse_file(tmp_path / "file.safetensors", published[layout])
+    found = load_stable_diffusion(file, family="sd2", load=False)
+    assert found.unet.config.in_channels == (8 if layout == "sd2-unet-8ch" else 4)
+    assert (found.vae is not None) == (layout == "sim2real")
+    with pytest.raises(WeightsError, match=r"file\.safetensors: this is SD 2\.x, the task needs SD 1\.x"):
+        load_stable_diffusion(file, family="sd1", load=False)
+
+
+@pytest.mark.parametrize(
+    "layout", ["sd2-unet-8ch", "sd2-controlnet", "direct25-normal", "odise", "triplaneturbo"]
+)
+def test_files_without_another_layout_are_named_by_convert(published, layout, tmp_path) -> None:
+    file = sparse_file(tmp_path / "file.safetensors", published[layout])
+    with pytest.raises(WeightsError, match=r"file\.safetensors: this is .*it is used as it is") as caught:
+        convert(file, tmp_path / "out")
+    assert LAYOUTS[layout][0] in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_captioner_is_verified_and_a_foreign_one_refused(published, tmp_path, vision3d) -> None:
+    """As the file is published: a dictionary named ``model`` with the mask head beside it."""
+    tensors = dict(RecipeWeights(published["odise"], 0))
+    tensors["category_head.projection.weight"] = torch.zeros(4, 4)
+    file = tmp_path / "odise.pth"
+    torch.save({"model": tensors, "iteration": 9}, file)
+    done = vision3d("weights", "verify", str(file))
+    assert done.returncode == 0 and "an ODISE checkpoint with the implicit captioner" in done.stdout
+    # The right tensors, yet not the published file: its name holds its checksum.
+    refused = vision3d("weights", "pull", "odise-captioner", "--from", str(file), "--accept-license")
+    assert refused.returncode == 2 and "odise" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_triplaneturbo_goes_the_whole_way(published, tmp_path) -> None:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision3d.errors import OutputError
+from vision3d.io.locks import try_lock, unlock_and_close
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,8 @@ _REASONS: dict[int, tuple[str, str]] = {
     errno.EIO: ("the disk reports an input/output error", "check the disk or choose another output folder"),
 }
 _STALE_SECONDS = 3600.0
+"""Age at which a leftover is nobody's any more, on file systems without locks."""
+_STAGING = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial")
 
 
 def as_output_error(error: OSError, target: Path) -> OutputError:
@@ -145,14 +149,14 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
         OutputError: as :func:`atomic_path`.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link given as output
-    staging = folder.with_name(f".{folder.name[:80]}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    staging, lock = None, -1
     try:
         with output_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(folder)
+            remove_stagings(folder.parent, folder.name)
             if folder.exists() and not folder.is_dir():
                 raise OSError(errno.ENOTDIR, "")
-            staging.mkdir()
+            staging, lock = _make_staging(folder)
             yield staging
             files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
             for file in files:
@@ -169,19 +173,53 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
                 fsync_path(folder)
             fsync_path(folder.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if lock >= 0:
+            unlock_and_close(lock)
 
 
-def _remove_stale(folder: Path) -> None:
-    """Delete what a killed run of the same output left, once it is too old to belong to a living one."""
-    for leftover in folder.parent.glob(f".{_escape_glob(folder.name[:80])}.*-*.partial"):
+def _make_staging(folder: Path) -> tuple[Path, int]:
+    """A hidden sibling of ``folder`` and the lock by which others see that it is being filled (-1: none)."""
+    while True:
+        staging = folder.with_name(f".{folder.name[:80]}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+        staging.mkdir()
+        if os.name == "nt":  # which cannot open folders
+            return staging, -1
+        lock = os.open(staging, os.O_RDONLY)
+        locked = try_lock(lock)
+        if locked is None:
+            os.close(lock)
+            return staging, -1
+        if locked and staging.exists():
+            return staging, lock
+        os.close(lock)  # taken for a leftover before it was locked
+
+
+def remove_stagings(parent: Path, name: str | None = None) -> None:
+    """Delete the half-filled folders that killed runs left in ``parent``: all, or those for ``name``.
+
+    One that is being filled is locked and stays. Where there are no locks, it stays until it is old.
+    """
+    try:
+        names = [path.name for path in parent.iterdir() if _STAGING.fullmatch(path.name)]
+    except OSError:
+        return
+    for entry in names:
+        leftover = parent / entry
+        if name is not None and entry.rpartition(".partial")[0].rpartition(".")[0] != f".{name[:80]}":
+            continue
         with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+            lock, dead = -1, None
+            if os.name != "nt":
+                lock = os.open(leftover, os.O_RDONLY)
+                dead = try_lock(lock)
+            if dead is None:
+                dead = time.time() - leftover.stat().st_mtime > _STALE_SECONDS
+            if dead:
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _escape_glob(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+            if lock >= 0:
+                os.close(lock)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
@@ -49,7 +49,11 @@ class WorldStream:
     """
 
     def __init__(
-        self, seeds: range, size: tuple[int, int] = (128, 128), workers: int = 1, prefetch: int | None = None
+        self,
+        seeds: Sequence[int],
+        size: tuple[int, int] = (128, 128),
+        workers: int = 1,
+        prefetch: int | None = None,
     ) -> None:
         if workers < 0:
             raise InputError(f"{workers} workers", "give 0 to render in this process, or a positive number")
@@ -153,7 +157,7 @@ class WorldStream:
             yield sample
 
 
-def _blocks(seeds: range) -> Iterator[list[int]]:
+def _blocks(seeds: Sequence[int]) -> Iterator[list[int]]:
     """Seeds that share a scene stay together: one worker builds it once."""
     block: list[int] = []
     for seed in seeds:

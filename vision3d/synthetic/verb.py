@@ -6,14 +6,19 @@ from pathlib import Path
 
 
 def synthesize(
-    out: Path, count: int = 16, size: tuple[int, int] = (256, 256), seed: int = 0, workers: int = 1
+    out: Path,
+    count: int = 16,
+    size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    workers: int = 1,
+    overwrite: bool = False,
 ) -> int:
     """Render images of the procedural world with exact depth, normals, intrinsics and labels.
 
     Writes one folder per seed with image.png, depth.npy (float32 z-depth in metres, inf for sky), normals.npy
     (float32, OpenCV camera frame, towards the camera), semantic.png (ADE20K-150 index, 255 for none),
     ids.npz (object and part ids) and sample.json (intrinsics, pose, parts, keypoints, caption), and a contact
-    sheet sheet.png. The same seed and size give the same files.
+    sheet sheet.png. The same seed and size give the same files. What is complete is not rendered again.
 
     Args:
         out: folder to write to.
@@ -21,55 +26,79 @@ def synthesize(
         size: height and width in pixels.
         seed: seed of the first image; the others follow.
         workers: processes that render.
+        overwrite: render again what is there.
     """
     import cv2
     import numpy as np
 
     from vision3d.errors import InputError
-    from vision3d.io.files import atomic_path
+    from vision3d.io.files import atomic_path, check_writable, remove_stagings
     from vision3d.progress import progress, say
     from vision3d.synthetic.stream import WorldStream
 
     if count < 1:
         raise InputError(f"count is {count}", "ask for at least one image")
-    tiles: list[np.ndarray] = []
-    with WorldStream(range(seed, seed + count), size, workers) as stream:
-        for sample in progress(stream, total=count, description="synthesize"):
-            folder = out / f"{sample.seed:06d}"
-            _save(sample, folder)
-            if len(tiles) < 64:
-                tiles.append(_tile(sample))
+    check_writable(out)
+    remove_stagings(out)
+    folders = {number: out / f"{number:06d}" for number in range(seed, seed + count)}
+    missing = [number for number, f in folders.items() if overwrite or not _is_finished(f, number, size)]
+    written = 0
+    try:
+        with WorldStream(missing, size, workers if missing else 0) as stream:
+            for sample in progress(stream, total=len(missing), description="synthesize"):
+                _save(sample, folders[sample.seed])
+                written += 1
+    except KeyboardInterrupt:
+        there = count - len(missing) + written
+        raise KeyboardInterrupt(
+            f"interrupted with {there} of {count} images in {out}; the same command goes on from there"
+        ) from None
+    tiles = [_tile(folder) for folder in list(folders.values())[:64]]
     columns = max(1, round(len(tiles) ** 0.5))
     while len(tiles) % columns:
         tiles.append(np.zeros_like(tiles[0]))
     sheet = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
     with atomic_path(out / "sheet.png") as path:
         path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
-    say(f"{count} images in {out}, overview in {out / 'sheet.png'}")
+    there = f" ({count - written} were there)" if written < count else ""
+    say(f"{count} images in {out}{there}, overview in {out / 'sheet.png'}")
     return 0
 
 
+FILES = ("image.png", "semantic.png", "depth.npy", "normals.npy", "ids.npz", "sample.json")
+
+
+def _is_finished(folder: Path, seed: int, size: tuple[int, int]) -> bool:
+    """Whether a sample of this seed, size and version of the world is there with all its files."""
+    import json
+
+    from vision3d import __version__
+
+    try:
+        document = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(document, dict) or not all((folder / name).is_file() for name in FILES):
+        return False
+    wanted = {"seed": seed, "size": list(size), "version": __version__}
+    return all(document.get(name) == value for name, value in wanted.items())
+
+
 def _save(sample, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    """Writes one sample; sample.json last, so that its presence marks completeness."""
+    """Writes one sample, all of it or nothing; sample.json marks completeness."""
     import json
 
     import cv2
     import numpy as np
 
-    from vision3d.io.files import atomic_path
+    from vision3d import __version__
+    from vision3d.io.files import staged_folder, write_npy
     from vision3d.synthetic.ade20k import CLASSES
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in (("image", sample.image[..., ::-1]), ("semantic", sample.semantic)):
-        with atomic_path(folder / f"{name}.png") as path:
-            path.write_bytes(cv2.imencode(".png", array)[1].tobytes())
-    for name, array in (("depth", sample.depth), ("normals", sample.normals)):
-        with atomic_path(folder / f"{name}.npy") as path, path.open("wb") as file:
-            np.save(file, array)
-    with atomic_path(folder / "ids.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, object_id=sample.object_id, part_id=sample.part_id)
     document = {
         "seed": sample.seed,
+        "size": list(sample.image.shape[:2]),
+        "version": __version__,
         "caption": sample.caption,
         "kind": sample.kind,
         "conventions": "OpenCV camera (x right, y down, z forward), pixel centres +0.5, metres, world z up",
@@ -93,17 +122,25 @@ def _save(sample, folder: Path) -> None:  # type: ignore[no-untyped-def]
             for k in sample.keypoints
         ],
     }
-    with atomic_path(folder / "sample.json") as path:
-        path.write_text(json.dumps(document, indent=1))
+    with staged_folder(folder, last="sample.json") as staging:
+        for name, array in (("image", sample.image[..., ::-1]), ("semantic", sample.semantic)):
+            (staging / f"{name}.png").write_bytes(cv2.imencode(".png", array)[1].tobytes())
+        write_npy(staging / "depth.npy", sample.depth)
+        write_npy(staging / "normals.npy", sample.normals)
+        with (staging / "ids.npz").open("wb") as file:
+            np.savez_compressed(file, object_id=sample.object_id, part_id=sample.part_id)
+        (staging / "sample.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def _tile(sample):  # type: ignore[no-untyped-def]
-    """Image, depth and normals below each other, (3H, W, 3) uint8 RGB."""
+def _tile(folder: Path):  # type: ignore[no-untyped-def]
+    """Image, depth and normals of a sample below each other, (3H, W, 3) uint8 RGB."""
     import cv2
     import numpy as np
 
-    finite = np.isfinite(sample.depth)
-    near = np.log(np.clip(sample.depth, 0.2, 200) / 0.2) / np.log(1000)
+    image = cv2.imread(str(folder / "image.png"))[..., ::-1]
+    depth, normal_map = np.load(folder / "depth.npy"), np.load(folder / "normals.npy")
+    finite = np.isfinite(depth)
+    near = np.log(np.clip(depth, 0.2, 200) / 0.2) / np.log(1000)
     colour = cv2.applyColorMap(((1 - near) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    normals = ((sample.normals * (1, -1, -1) + 1) * 127.5).astype(np.uint8)
-    return np.vstack([sample.image, colour * finite[..., None], normals * finite[..., None]])
+    normals = ((normal_map * (1, -1, -1) + 1) * 127.5).astype(np.uint8)
+    return np.vstack([image, colour * finite[..., None], normals * finite[..., None]])

@@ -1,0 +1,90 @@
+"""What to do when memory runs out: fewer images at once, then smaller pieces, and say so."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from vision3d.progress import say
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# How libraries say it that have no exception for it: torch's CPU allocator, MPS, cuBLAS, cuDNN, OpenCV.
+_PHRASES = (
+    "can't allocate memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "failed to allocate",
+    "insufficient memory",
+    "cannot allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python, NumPy, torch or OpenCV says that memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if not isinstance(error, RuntimeError) and type(error).__module__ != "cv2":
+        return False
+    text = str(error).lower()
+    return any(phrase in text for phrase in _PHRASES)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, the cache of torch's CUDA allocator included."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class BackOff(Generic[T, R]):
+    """Calls a method with as many items at once as memory allows, and remembers how many that are.
+
+    Args:
+        process: results of items, in order; may run out of memory.
+        use_less: makes the method need less for each item from now on and says how, or returns None if it can do
+            no more; it is asked once items go one by one.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[Sequence[T]], Sequence[R]],
+        use_less: Callable[[], str | None] | None = None,
+    ) -> None:
+        self._process, self._use_less = process, use_less
+        self.most: int | None = None
+        """Items at once that memory allows; None: no bound has been met."""
+
+    def __call__(self, items: Sequence[T]) -> list[R]:
+        """Results of all items, in order.
+
+        Raises:
+            Exception: whatever the method raises; running out of memory only when nothing helps any more.
+        """
+        results: list[R] = []
+        while len(results) < len(items):
+            count = min(self.most or len(items), len(items) - len(results))
+            try:
+                results += self._process(items[len(results) : len(results) + count])
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                remedy = self._remedy(count)
+                if remedy is None:
+                    raise
+            # Here, not above: the traceback of the error held everything that the attempt had allocated.
+            free_memory()
+            say(f"out of memory with {count} {'image' if count == 1 else 'images'} at once; {remedy}")
+        return results
+
+    def _remedy(self, count: int) -> str | None:
+        if count > 1:
+            self.most = count // 2
+            return f"going on with {self.most}"
+        return self._use_less() if self._use_less is not None else None
