@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
+    from vision3d.matches import Matches
     from vision3d.pipelines.primedepth import PrimeDepth
+    from vision3d.pipelines.sd_dino import SDDino
     from vision3d.results import DepthPrediction, Provenance
     from vision3d.synthetic import render_sample
 
@@ -25,11 +27,13 @@ _HOMES = {
     "DepthPrediction": "vision3d.results",
     "InputError": "vision3d.errors",
     "Intrinsics": "vision3d.camera",
+    "Matches": "vision3d.matches",
     "OutputError": "vision3d.errors",
     "Photo": "vision3d.io.images",
     "PrimeDepth": "vision3d.pipelines.primedepth",
     "Provenance": "vision3d.results",
     "ResourceError": "vision3d.errors",
+    "SDDino": "vision3d.pipelines.sd_dino",
     "Vision3DError": "vision3d.errors",
     "WeightsError": "vision3d.errors",
     "load_photo": "vision3d.io.images",
@@ -42,11 +46,13 @@ __all__ = [
     "DepthPrediction",
     "InputError",
     "Intrinsics",
+    "Matches",
     "OutputError",
     "Photo",
     "PrimeDepth",
     "Provenance",
     "ResourceError",
+    "SDDino",
     "Vision3DError",
     "WeightsError",
     "__version__",

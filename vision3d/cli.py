@@ -22,6 +22,8 @@ from vision3d.errors import ResourceError, Vision3DError
 
 VERBS: dict[str, tuple[str, str]] = {
     "depth": ("vision3d.pipelines.primedepth.verb:depth", "affine-invariant depth of photographs and videos"),
+    "match": ("vision3d.pipelines.sd_dino.verb:match", "corresponding points of different photographs"),
+    "swap": ("vision3d.pipelines.sd_dino.verb:swap", "put one photograph's object in another's place"),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",

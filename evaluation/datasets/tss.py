@@ -93,7 +93,7 @@ class TSS:
 
     def __getitem__(self, index: int) -> FlowPair:
         from vision3d.io.photo import load_photo
-        from vision3d.pipelines.sd_dino.flow import read_flo
+        from vision3d.io.flow import read_flo
 
         group, folder, source = self.entries[index]
         target = 3 - source

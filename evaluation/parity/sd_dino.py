@@ -396,7 +396,8 @@ def pair_end_to_end(case: Case) -> Results:
     dino = Dino(MODELS["dinov2_vits14"])
     recipe.fill(dino, meta["dino_recipe_seed"], meta.get("recipe_prefix", ""))
     dino.eval().requires_grad_(False)
-    order, results = meta["dims_order"], {}
+    order = meta["dims_order"]
+    results: Results = {}
     taps, tokens = [], []
     boxes = tile_boxes(meta["sd_canvas"], meta["sd_canvas"], meta["tile"])
     for i in (0, 1):
@@ -485,7 +486,8 @@ def tss_flow(case: Case) -> Results:
     """Flow from nearest cells with the published slip, its errors, padding of pairs, colours, absolute places."""
     from vision3d.evaluation.correspondence import flow_errors
     from vision3d.evaluation.datasets.tss import pad_pair
-    from vision3d.pipelines.sd_dino.flow import colour_flow, mapping, published_flow
+    from vision3d.colour import colour_flow
+    from vision3d.pipelines.sd_dino.flow import mapping, published_flow
     from vision3d.pipelines.sd_dino.swap import nearest_rows
 
     grid = case.arrays["src_desc"].shape[-2:]

@@ -63,6 +63,60 @@ class Canvas:
         return (np.asarray(points, np.float64) - [left, top]) / ratio
 
 
+@dataclass(frozen=True)
+class CellGrid:
+    """Cells on the canvas of one image.
+
+    Attributes:
+        canvas: of the image.
+        shape: (h, w) cells.
+        step: canvas pixels from one cell to the next.
+        offset: canvas coordinate of the first cell's middle, the same for x and y.
+    """
+
+    canvas: Canvas
+    shape: tuple[int, int]
+    step: float
+    offset: float
+
+    def to_cells(self, points: np.ndarray) -> np.ndarray:
+        """Image points (N, 2) as continuous places on the grid: x, y, middles of cells at +0.5."""
+        return (self.canvas.to_canvas(points) - self.offset) / self.step + 0.5
+
+    def to_image(self, places: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`to_cells`, kept within the image."""
+        points = self.canvas.to_image((np.asarray(places, np.float64) - 0.5) * self.step + self.offset)
+        return np.clip(points, 0, [self.canvas.width, self.canvas.height])
+
+    def nearest(self, points: np.ndarray) -> np.ndarray:
+        """(N,) index ``row * w + column`` of the cell in which each image point lies, or of the closest one."""
+        cell = np.floor(self.to_cells(points)).astype(np.int64)
+        column, row = np.clip(cell[:, 0], 0, self.shape[1] - 1), np.clip(cell[:, 1], 0, self.shape[0] - 1)
+        return row * self.shape[1] + column
+
+    def middles(self) -> tuple[np.ndarray, np.ndarray]:
+        """Canvas coordinates of the cells' middles: y (h,) and x (w,)."""
+        return tuple(self.offset + self.step * np.arange(count) for count in self.shape)  # type: ignore[return-value]
+
+    def inside(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """(h * w,) bool: cells whose middle lies on the image and in a mask (H, W) of it.
+
+        A mask that holds no cell's middle keeps the cells that it touches.
+        """
+        y, x = np.meshgrid(*self.middles(), indexing="ij")
+        points = self.canvas.to_image(np.stack([x, y], -1).reshape(-1, 2))
+        height, width = self.canvas.height, self.canvas.width
+        on: np.ndarray = np.logical_and(points >= 0, points < [width, height]).all(axis=1)
+        if mask is None:
+            return on
+        column, row = np.clip(points.astype(np.int64), 0, [width - 1, height - 1]).T
+        chosen = on & np.asarray(mask, bool)[row, column]
+        if not chosen.any():
+            rows, columns = np.nonzero(mask)
+            chosen[self.nearest(np.stack([columns + 0.5, rows + 0.5], 1))] = True
+        return chosen
+
+
 def square(image: np.ndarray, side: int, *, edge: bool = False) -> np.ndarray:
     """An image on a square canvas, centred, resized with Pillow's Lanczos filter.
 

@@ -154,3 +154,16 @@ def resize_map(features: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(features.shape[-2:]) == tuple(size):
         return features
     return F.interpolate(features[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def sample_map(features: Tensor, middles: tuple[Tensor, Tensor], side: int) -> Tensor:
+    """A map ``(C, h, w)`` of a square canvas at other places, bilinear: ``(C, len(y), len(x))``.
+
+    Args:
+        features: the map; its cells divide the canvas evenly.
+        middles: canvas coordinates y and x.
+        side: of the canvas, in the same units.
+    """
+    y, x = (2 * m.to(features) / side - 1 for m in middles)
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+    return F.grid_sample(features[None], grid[None], align_corners=False, padding_mode="border")[0]

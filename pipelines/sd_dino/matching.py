@@ -81,7 +81,7 @@ def nearest_cells(
         value, index = block.max(1)
         forward.append(index)
         best.append(value)
-        share.append(_share(_as_cosine(block, metric), index, grid))
+        share.append(softmax_share(_as_cosine(block, metric), index, grid))
     return CellMatches(torch.cat(forward), backward, torch.cat(best), torch.cat(share))
 
 
@@ -93,11 +93,14 @@ def _as_cosine(block: Tensor, metric: Metric) -> Tensor:
     """
     if metric.startswith("l2"):
         return 1 - block.square() / 4
-    return block if metric in ("cosine", "plus", "plus_norm") else block / block.abs().mean()
+    if metric in ("cosine", "plus", "plus_norm"):
+        return block
+    finite = block[torch.isfinite(block)]
+    return block / finite.abs().mean().clamp_min(1e-12) if finite.numel() else block
 
 
-def _share(block: Tensor, index: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of each row's softmax within one cell of ``index``."""
+def softmax_share(block: Tensor, index: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share ``(N,)`` of each row's softmax (similarities on the scale of a cosine) within one cell of ``index``."""
     weights = torch.softmax(block / TEMPERATURE, dim=1)
     height, width = grid
     row, column = index // width, index % width

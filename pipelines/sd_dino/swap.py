@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vision3d.pipelines.sd_dino.canvas import Canvas, square
+from vision3d.matches import pair_fingerprint
+from vision3d.pipelines.sd_dino.canvas import Canvas, CellGrid, square
 from vision3d.pipelines.sd_dino.features import resize_map
+from vision3d.pipelines.sd_dino.flow import on_pixels
+from vision3d.prediction import GeometryLimits, Prediction, Writer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vision3d.io.images import Photo
 
 FAR = 1e5
 """In every channel of a masked-out descriptor, so that it is near to nothing but other masked-out ones."""
@@ -105,22 +116,9 @@ def compose(
     mask: np.ndarray,  # [H, W] bool, of the first
     feather: float = 1.5,
 ) -> np.ndarray:
-    """The first image with its object replaced, ``(H, W, 3)`` uint8.
-
-    Args:
-        image: of which everything outside the mask is kept.
-        swapped: what comes inside.
-        mask: the object.
-        feather: softness of the edge in pixels; 0 for a hard one.
-    """
-    import cv2
-
+    """The first image with its object replaced, ``(H, W, 3)`` uint8; see :func:`blend`."""
     full = canvas_to_image(swapped.astype(np.float32), image.shape[0], image.shape[1])
-    weight = np.asarray(mask, np.float32)
-    if feather > 0:
-        weight = cv2.GaussianBlur(weight, (0, 0), feather) * weight
-    mixed = image.astype(np.float32) * (1 - weight[..., None]) + 255 * full * weight[..., None]
-    return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
+    return blend(image, 255 * full, mask, feather)
 
 
 def canvas_to_image(values: np.ndarray, height: int, width: int, *, smooth: bool = True) -> np.ndarray:
@@ -146,3 +144,151 @@ def image_to_canvas(mask: np.ndarray, side: int) -> Tensor:
     rows, columns = canvas.window
     result[rows, columns] = torch.from_numpy(small > 0)
     return result
+
+
+def paint(
+    image: np.ndarray,  # A, [H, W, 3] uint8
+    other: np.ndarray,  # B, [H', W', 3] uint8
+    places: np.ndarray,  # [h * w, 2] x, y in cells of B
+    certain: np.ndarray,  # [h * w], 0 outside A's object
+    masks: tuple[np.ndarray, np.ndarray],  # [H, W], [H', W'] bool
+    grids: tuple[CellGrid, CellGrid],
+    *,
+    smooth: float = 0.8,
+    feather: float = 1.5,
+) -> np.ndarray:
+    """A with its object painted in B's pixels, ``(H, W, 3)`` uint8.
+
+    Places are averaged with their neighbours' by how sure they are, so that a lone wrong match does not tear the
+    picture, then interpolated to pixels. Pixels of B are only taken from its object: its surroundings are filled with
+    the nearest of the object's colours first.
+
+    Args:
+        image, other: the two images.
+        places, certain: for each cell of A.
+        masks: of the objects.
+        grids: cells of the two images.
+        smooth: spread of the average, in cells; 0 for none.
+        feather: softness of the edge in pixels.
+    """
+    import cv2
+
+    here, there = grids
+    targets = there.to_image(places).astype(np.float32).reshape(*here.shape, 2)
+    weight = np.maximum(certain, 1e-6).astype(np.float32).reshape(here.shape)
+    if smooth > 0:
+        blurred = cv2.GaussianBlur(targets * weight[..., None], (0, 0), smooth)
+        targets = blurred / cv2.GaussianBlur(weight, (0, 0), smooth)[..., None]
+    source = on_pixels(targets, here)
+    filled = fill_outside(other, masks[1])
+    colours = cv2.remap(
+        filled, source[..., 0] - 0.5, source[..., 1] - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return blend(image, colours, masks[0], feather)
+
+
+def fill_outside(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image whose pixels outside the mask have the colour of the nearest one inside."""
+    from scipy.ndimage import distance_transform_edt
+
+    rows, columns = distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return np.ascontiguousarray(image[rows, columns])
+
+
+def blend(image: np.ndarray, inside: np.ndarray, mask: np.ndarray, feather: float) -> np.ndarray:
+    """``inside`` within the mask and ``image`` outside, both uint8, the edge softened inwards by ``feather`` pixels."""
+    import cv2
+
+    weight = np.asarray(mask, np.float32)
+    if feather > 0:
+        weight = cv2.GaussianBlur(weight, (0, 0), feather) * weight
+    mixed = image.astype(np.float32) * (1 - weight[..., None]) + inside.astype(np.float32) * weight[..., None]
+    return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
+
+
+@dataclass(eq=False, repr=False)
+class SwapResult(Prediction):
+    """An image whose object was painted in another one's.
+
+    Attributes:
+        picture: (H, W, 3) uint8, the result.
+        rough: (H, W, 3) uint8, before refinement by Stable Diffusion.
+        masks: (H, W) bool of the two objects.
+        photo_b: the second image.
+    """
+
+    kind: ClassVar[str] = "swap"
+
+    picture: np.ndarray
+    rough: np.ndarray
+    masks: tuple[np.ndarray, np.ndarray]
+    photo_b: Photo | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.picture.shape[0], self.picture.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """As :attr:`Prediction.fingerprint`, of both images."""
+        return pair_fingerprint(self.provenance.fingerprint(self.photo), self.photo_b)
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether Stable Diffusion went over it."""
+        return not np.array_equal(self.picture, self.rough)
+
+    def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:
+        """See :class:`Prediction`."""
+        from PIL import Image
+
+        files: dict[str, tuple[str, Writer]] = {
+            "swap.png": (
+                "the first image with the second one's object",
+                lambda path: Image.fromarray(self.picture).save(path),
+            ),
+            "mask.png": (
+                "the first image's object in white",
+                lambda path: Image.fromarray(self.masks[0].astype(np.uint8) * 255).save(path),
+            ),
+            "preview.png": ("both images and the result", lambda path: self.preview().save(path)),
+        }
+        if self.is_refined:
+            files["rough.png"] = ("before refinement", lambda path: Image.fromarray(self.rough).save(path))
+        return files
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Prediction`."""
+        second = self.photo_b
+        return {
+            "refined": self.is_refined,
+            "second_input": None
+            if second is None
+            else {
+                "name": second.path.name if second.path else second.name,
+                "width": second.size[1],
+                "height": second.size[0],
+                "pixels_sha256": second.sha256,
+            },
+        }
+
+    def preview(self) -> Image.Image:
+        """First image, second image, result."""
+        from PIL import Image
+
+        pictures = [p.to_pil() for p in (self.photo, self.photo_b) if p is not None]
+        pictures.append(Image.fromarray(self.picture))
+        height = min(480, max(p.height for p in pictures))
+        scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+        sheet = Image.new("RGB", (sum(p.width + 8 for p in scaled) - 8, height), "white")
+        left = 0
+        for picture in scaled:
+            sheet.paste(picture, (left, 0))
+            left += picture.width + 8
+        return sheet
+
+    def __repr__(self) -> str:
+        refined = ", refined" if self.is_refined else ""
+        made_by = f"{self.provenance.method} ({self.provenance.weights})"
+        return f"SwapResult {self.size[1]}×{self.size[0]}{refined}; by {made_by}"
