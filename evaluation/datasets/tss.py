@@ -92,8 +92,8 @@ class TSS:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> FlowPair:
-        from vision3d.io.photo import load_photo
         from vision3d.io.flow import read_flo
+        from vision3d.io.photo import load_photo
 
         group, folder, source = self.entries[index]
         target = 3 - source

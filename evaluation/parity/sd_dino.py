@@ -484,9 +484,9 @@ def pck(case: Case) -> Results:
 @check("sd_dino", "tss_flow")
 def tss_flow(case: Case) -> Results:
     """Flow from nearest cells with the published slip, its errors, padding of pairs, colours, absolute places."""
+    from vision3d.colour import colour_flow
     from vision3d.evaluation.correspondence import flow_errors
     from vision3d.evaluation.datasets.tss import pad_pair
-    from vision3d.colour import colour_flow
     from vision3d.pipelines.sd_dino.flow import mapping, published_flow
     from vision3d.pipelines.sd_dino.swap import nearest_rows
 

@@ -22,10 +22,11 @@ TASKS = {
     "prior-vae": "vision3d.training.prior:PriorVaeTask",
     "prior-unet": "vision3d.training.prior:PriorUnetTask",
     "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
+    "dino": "vision3d.pipelines.sd_dino.training:DinoTask",
 }
 """Where each task's class is; loaded when it is trained."""
 
-TaskName = Literal["prior-vae", "prior-unet", "primedepth"]
+TaskName = Literal["prior-vae", "prior-unet", "primedepth", "dino"]
 
 
 def load_task(name: str, options: TaskOptions) -> Task:
@@ -65,7 +66,8 @@ def train(
     training.json, which says how to repeat the run and what was measured.
 
     Args:
-        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, or PrimeDepth.
+        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, PrimeDepth, or a DINO
+            network for correspondence.
         out: output folder.
         preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
             more, which an unknown name lists.
