@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 import tyro
 
 from vision3d.cli import Report
+from vision3d.errors import InputError
 from vision3d.evaluation.datasets import DatasetName
+
+MatchDataset = Literal["spair", "pfpascal", "tss"]
 
 
 def evaluate(
-    task: Annotated[Literal["depth"], tyro.conf.Positional],
-    dataset: DatasetName,
+    task: Annotated[Literal["depth", "match"], tyro.conf.Positional],
+    dataset: DatasetName | MatchDataset,
     out: Path,
     root: Path | None = None,
     weights: str | None = None,
@@ -22,17 +26,25 @@ def evaluate(
     size: int | None = None,
     batch_size: int = 1,
     published_fit: bool = False,
+    sample: int = 0,
+    category_prompt: bool = False,
+    published: bool = False,
+    dino: str | None = None,
+    features: Literal["sd+dino", "sd", "dino"] = "sd+dino",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Report:
-    """Measure depth on a data set: aligned by least squares, scored per image, averaged.
+    """Measure a method on a data set by the protocol of the published tables.
 
-    Interrupted runs go on where they stopped. The output folder gets report.json, table.md, per_image.csv and
-    previews.png with the best and the worst images.
+    Depth is aligned by least squares, scored per image, averaged; interrupted runs go on where they stopped. The
+    output folder gets report.json, table.md, per_image.csv and previews.png with the best and the worst images.
+    Correspondence is scored by PCK in all four published conventions (per point or per image, relative to the box or
+    the image), or by the errors of dense flow; the output folder gets report.json and per_pair.csv.
 
     Args:
         task: what to evaluate.
-        dataset: nyu, kitti, eth3d, scannet and diode in their official layouts; samples for a folder of a
-            few real images; procedural for held-out images of the synthetic world.
+        dataset: depth: nyu, kitti, eth3d, scannet and diode in their official layouts; samples for a folder of a
+            few real images; procedural for held-out images of the synthetic world. match: spair, pfpascal and tss in
+            their official layouts.
         out: output folder.
         root: folder of the data set as distributed; for procedural, of rendered shards (rendered if not
             given).
@@ -43,16 +55,37 @@ def evaluate(
         batch_size: images per pass; with more than 1, images of one size run together.
         published_fit: where the fit is made at limited resolution (eth3d), shrink the width only, as the
             published scripts do.
+        sample: match: so many pairs per category, drawn as the published script does by default (20); 0 for all.
+        category_prompt: match: caption images "a photo of CATEGORY".
+        published: match: the published rules for cells and borders, slips included.
+        dino: match: DINO network instead of the weights' own.
+        features: match: of both networks or of one.
         device: where to compute.
     """
+    if task == "match":
+        return _evaluate_match(
+            dataset,
+            out,
+            root,
+            weights,
+            split,
+            limit,
+            sample,
+            category_prompt,
+            published,
+            dino,
+            features,
+            device,
+        )
+    if dataset in get_args(MatchDataset):
+        raise InputError(f"depth on {dataset}", f"choose one of {', '.join(get_args(DatasetName))}")
     from vision3d.evaluation.datasets import open_dataset
     from vision3d.evaluation.depth_benchmark import Protocol, evaluate_depth
     from vision3d.io.files import check_writable
     from vision3d.pipelines.primedepth import PrimeDepth
 
-    del task  # there is one so far
     check_writable(out)
-    reader = open_dataset(dataset, root, split=split)
+    reader = open_dataset(cast(DatasetName, dataset), root, split=split)
     pipeline = PrimeDepth.from_pretrained(weights, device=device)
     return evaluate_depth(
         lambda images: pipeline(images, batch_size=batch_size),  # type: ignore[arg-type, return-value]
@@ -62,3 +95,45 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
     )
+
+
+def _evaluate_match(
+    dataset: str,
+    out: Path,
+    root: Path | None,
+    weights: str | None,
+    split: Path | None,
+    limit: int | None,
+    sample: int,
+    category_prompt: bool,
+    published: bool,
+    dino: str | None,
+    features: Any,
+    device: str,
+) -> Report:
+    from vision3d.evaluation.datasets.correspondence import KeypointPairs, PFPascal, SPair71k
+    from vision3d.evaluation.datasets.tss import TSS
+    from vision3d.evaluation.match_benchmark import evaluate_flow, evaluate_keypoints
+    from vision3d.io.files import check_writable
+    from vision3d.pipelines.sd_dino import SDDino
+    from vision3d.pipelines.sd_dino.options import MatchOptions
+
+    check_writable(out)
+    if root is None:
+        raise InputError(f"data set {dataset} without its folder", "give --root DIR")
+    if dataset not in get_args(MatchDataset):
+        raise InputError(f"correspondence on {dataset}", f"choose one of {', '.join(get_args(MatchDataset))}")
+    readers: dict[str, Callable[[], TSS | KeypointPairs]] = {
+        "tss": lambda: TSS(root),
+        "spair": lambda: SPair71k(root),
+        "pfpascal": lambda: PFPascal(root, pairs=split),
+    }
+    reader = readers[dataset]()
+    pipeline = SDDino.from_pretrained(weights, dino=dino, device=device)
+    options = MatchOptions(features=features)
+    if isinstance(reader, TSS):
+        return evaluate_flow(pipeline, reader, out, options=options, published=published, limit=limit)
+    return evaluate_keypoints(
+        pipeline, reader, out, options=options, sample=sample, category_prompt=category_prompt,
+        published=published, limit=limit,
+    )  # fmt: skip

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
+    from vision3d.matches import Matches
     from vision3d.pipelines.primedepth import PrimeDepth
     from vision3d.pipelines.scene import Scene, ScenePipeline
+    from vision3d.pipelines.sd_dino import SDDino
     from vision3d.pipelines.stablenormal import StableNormal
     from vision3d.results import DepthPrediction, NormalPrediction, Provenance
     from vision3d.scene import ScenePrediction
@@ -29,12 +31,14 @@ _HOMES = {
     "DepthPrediction": "vision3d.results",
     "InputError": "vision3d.errors",
     "Intrinsics": "vision3d.camera",
+    "Matches": "vision3d.matches",
     "NormalPrediction": "vision3d.results",
     "OutputError": "vision3d.errors",
     "Photo": "vision3d.io.images",
     "PrimeDepth": "vision3d.pipelines.primedepth",
     "Provenance": "vision3d.results",
     "ResourceError": "vision3d.errors",
+    "SDDino": "vision3d.pipelines.sd_dino",
     "Scene": "vision3d.pipelines.scene",
     "ScenePipeline": "vision3d.pipelines.scene",
     "ScenePrediction": "vision3d.scene",
@@ -52,12 +56,14 @@ __all__ = [
     "DepthPrediction",
     "InputError",
     "Intrinsics",
+    "Matches",
     "NormalPrediction",
     "OutputError",
     "Photo",
     "PrimeDepth",
     "Provenance",
     "ResourceError",
+    "SDDino",
     "Scene",
     "ScenePipeline",
     "ScenePrediction",

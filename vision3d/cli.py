@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "normals": ("vision3d.pipelines.stablenormal.verb:normals", "surface normals of photographs and videos"),
     "scene": ("vision3d.pipelines.scene.verb:scene", "metric, textured scenes of photographs"),
     "view": ("vision3d.viewer.verb:view", "look at results and 3D files, measure, export a page"),
+    "match": ("vision3d.pipelines.sd_dino.verb:match", "corresponding points of different photographs"),
+    "swap": ("vision3d.pipelines.sd_dino.verb:swap", "put one photograph's object in another's place"),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",

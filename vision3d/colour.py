@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 INVALID_GREY = 128
+UNKNOWN_FLOW = 1e9
+"""Larger components of a flow mark, by Middlebury's convention, that it is unknown."""
 _NORMAL_SIGNS = np.array([0.5, -0.5, -0.5], np.float32)
 
 
@@ -157,3 +159,47 @@ def label_palette() -> np.ndarray:
 def colour_labels(labels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 colours of (H, W) class indices."""
     return label_palette()[np.asarray(labels).astype(np.uint8)]
+
+
+def colour_wheel() -> np.ndarray:
+    """(55, 3) colours of Middlebury's wheel, 0 to 255: red, yellow, green, cyan, blue, magenta, red."""
+    segments = (
+        (15, 0, 1, True),
+        (6, 1, 0, False),
+        (4, 1, 2, True),
+        (11, 2, 1, False),
+        (13, 2, 0, True),
+        (6, 0, 2, False),
+    )
+    rows = []
+    for length, steady, moving, rising in segments:
+        part = np.zeros((length, 3))
+        part[:, steady] = 255
+        ramp = np.floor(255 * np.arange(length) / length)
+        part[:, moving] = ramp if rising else 255 - ramp
+        rows.append(part)
+    return np.concatenate(rows)
+
+
+def colour_flow(flow: np.ndarray, max_radius: float | None = None) -> np.ndarray:
+    """Middlebury's picture ``(H, W, 3)`` uint8 of a flow ``(H, W, 2)``: direction is hue, length is saturation.
+
+    Args:
+        flow: x, y in pixels; unknown (not finite or huge) vectors are black.
+        max_radius: length in pixels at full saturation; longer ones are darkened. None takes the longest.
+    """
+    known = np.isfinite(flow).all(-1) & (np.abs(flow) < UNKNOWN_FLOW).all(-1)
+    u, v = (np.where(known, flow[..., i], 0.0) for i in (0, 1))
+    radius = np.hypot(u, v)
+    longest = float(max_radius) if max_radius else float(radius.max()) or 1.0
+    u, v = u / longest, v / longest
+    radius = np.hypot(u, v)
+    wheel = colour_wheel()
+    place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(place).astype(np.int64)
+    high = np.where(low + 1 == len(wheel), 0, low + 1)
+    part = (place - low)[..., None]
+    colour = ((1 - part) * wheel[low] + part * wheel[high]) / 255
+    radius = radius[..., None]
+    colour = np.where(radius <= 1, 1 - radius * (1 - colour), 0.75 * colour)
+    return np.where(known[..., None], np.floor(255 * colour), 0).astype(np.uint8)

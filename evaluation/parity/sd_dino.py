@@ -1,9 +1,11 @@
-"""Checks of SD+DINO: so far its DINO branch."""
+"""Checks of SD+DINO: both branches, their fusion, matching, flow, swap and measures."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+
+import numpy as np
 
 from vision3d.evaluation.parity import recipe
 from vision3d.evaluation.parity.case import Case
@@ -81,3 +83,443 @@ def dinov1_features(case: Case) -> Results:
         elif match := re.fullmatch(r"v1_saliency_stride(\d+)", name):
             results[name] = network.saliency(image, stride=int(match[1]))[0].flatten()
     return results
+
+
+# Canvases, keypoints, tiles ---------------------------------------------------------------------------------
+
+
+@check("sd_dino", "canvas_resize")
+def canvas_resize(case: Case) -> Results:
+    """Square canvases of several sizes, black or with repeated borders."""
+    from vision3d.pipelines.sd_dino.canvas import square
+
+    results: Results = {}
+    for name in case.outputs:
+        if match := re.fullmatch(r"(?:out(\d+)|gray_out)_(\d+)_(zero|edge)", name):
+            image = case.arrays[f"image{match[1]}" if match[1] is not None else "gray"]
+            results[name] = square(image, int(match[2]), edge=match[3] == "edge")
+    return results
+
+
+@check("sd_dino", "keypoints_to_canvas")
+def keypoints_to_canvas(case: Case) -> Results:
+    """Keypoints on canvases, and the offsets and scale that put them there."""
+    from vision3d.pipelines.sd_dino.canvas import published_keypoints
+
+    results: Results = {}
+    for name in case.outputs:
+        if match := re.fullmatch(r"(out|off)(\d+)_(\d+)", name):
+            what, index, side = match.groups()
+            width, height = map(int, case.arrays[f"wh{index}"])
+            points, offset = published_keypoints(case.arrays[f"kps{index}"], width, height, int(side))
+            results[name] = points if what == "out" else np.array(offset)
+    return results
+
+
+@check("sd_dino", "tile_geometry")
+def tile_geometry(case: Case) -> Results:
+    """Where tiles lie and how many cells the taps have, by image size."""
+    from vision3d.pipelines.sd_dino.features import feature_size, tile_boxes
+
+    found = {}
+    for size, content in case.meta["cases"].items():
+        height, width = map(int, size.split("x"))
+        found[size] = {
+            "tiles": [list(box) for box in tile_boxes(height, width)],
+            "shapes": {name: list(feature_size(height, width, name)) for name in content["shapes"]},
+        }
+    return {"cases": found}
+
+
+@check("sd_dino", "spair_loader")
+def spair_loader(case: Case) -> Results:
+    """Annotations of pairs: keypoints and thresholds of all, and of the published sample."""
+    from vision3d.evaluation.datasets.correspondence import published_tables, sample_indices, spair_pair
+
+    contents = sorted(case.meta["pairs"].items())
+    pairs = [spair_pair(content, name.removesuffix(".json")) for name, content in contents]
+    sample = re.search(r"sampled (\d+)", case.meta["description"])
+    chosen = [pairs[i] for i in sample_indices(len(pairs), int(sample[1]) if sample else 4)]
+    results: Results = {}
+    for suffix, group in (("", pairs), ("_sub", chosen)):
+        points, thresholds = published_tables(group, case.meta["num_kps"], case.meta["size"])
+        results[f"kps{suffix}"], results[f"thresholds{suffix}"] = points, thresholds
+        results[f"files{suffix}"] = [f"/{f.as_posix()}" for pair in group for f in (pair.source, pair.target)]
+    return results
+
+
+# Stable Diffusion -------------------------------------------------------------------------------------------
+
+
+@check("sd_dino", "noise_schedule")
+def noise_schedule(case: Case) -> Results:
+    """The fixed noise at several sizes, the schedule, noisy latents, time embeddings."""
+    import torch
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    from vision3d.backbone.backbone import fixed_noise
+    from vision3d.backbone.schedule import add_noise, alphas_cumprod
+
+    abar = alphas_cumprod()
+    betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+    noise = fixed_noise((64, 64))
+    results: Results = {"noise": noise[0], "alphas_cumprod": abar, "betas": betas}
+    latent = case.tensor("latent")[None]
+    spatial = dict(
+        re.findall(r"(noisy latents|resized noise)[^()]*\(spatial ::(\d+)\)", case.meta["description"])
+    )
+    for name in case.outputs:
+        if match := re.fullmatch(r"noisy_(\d+)", name):
+            step = int(spatial.get("noisy latents", 1))
+            results[name] = add_noise(latent, noise, int(match[1]))[0, :, ::step, ::step]
+        elif match := re.fullmatch(r"temb(\d+)_(\d+)", name):
+            steps = torch.tensor([int(match[2])])
+            results[name] = get_timestep_embedding(
+                steps, int(match[1]), flip_sin_to_cos=True, downscale_freq_shift=0
+            )[0]
+        elif match := re.fullmatch(r"noise_(\d+)x(\d+)", name):
+            step = int(spatial.get("resized noise", 1))
+            results[name] = fixed_noise((int(match[1]), int(match[2])))[0, :, ::step, ::step]
+    return results
+
+
+@check("sd_dino", "clip_image")
+def clip_image(case: Case) -> Results:
+    """CLIP's preprocessing without antialiasing, and the embedding of a small image tower."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from vision3d.pipelines.sd_dino.captioner import clip_pixels, embed_images
+
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**case.config))
+    prefix, given = case.meta.get("recipe_prefix", ""), case.meta["keys"]
+    # releases of transformers put other words before the published names
+    with torch.no_grad():
+        for name, value in tower.state_dict(keep_vars=True).items():
+            known = next(
+                k for k in (name, f"vision_model.{name}", name.removeprefix("vision_model.")) if k in given
+            )
+            value.copy_(
+                torch.from_numpy(recipe.tensor(prefix + known, tuple(given[known]), case.recipe_seed))
+            )
+    image = case.tensor("image")
+    return {
+        "preprocessed": clip_pixels(image, case.config["image_size"]),
+        "embed": embed_images(tower.eval(), image),
+    }
+
+
+def _stable_diffusion(case: Case) -> tuple[Any, Any]:
+    """UNet and autoencoder of a case, filled separately under diffusers' names."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    prefix = case.meta.get("recipe_prefix", "")
+    networks = (UNet2DConditionModel(**case.meta["unet_config"]), AutoencoderKL(**case.meta["vae_config"]))
+    for network in networks:
+        recipe.fill(network, case.recipe_seed, prefix)
+        network.eval().requires_grad_(False)
+    return networks
+
+
+@check("sd_dino", "sd_features", "sd_features_tiled")
+def sd_features(case: Case) -> Results:
+    """The whole Stable Diffusion branch on one image, conditioned by the captioner or by a caption, all tap modes."""
+    import torch
+
+    from vision3d.backbone.backbone import fixed_noise
+    from vision3d.backbone.vae import encode_moments
+    from vision3d.pipelines.sd_dino.captioner import ImplicitCaptioner
+    from vision3d.pipelines.sd_dino.features import (
+        STRIDES,
+        average_tiles,
+        cut_tiles,
+        feature_size,
+        noised,
+        read_features,
+        tile_boxes,
+    )
+
+    unet, vae = _stable_diffusion(case)
+    if "image" in case.arrays:
+        pixels = case.arrays["image"].astype(np.int64)
+    else:
+        factor = case.arrays["image_noise"].shape[0] // case.arrays["image_base"].shape[0]
+        base = case.arrays["image_base"].astype(np.int64).repeat(factor, 0).repeat(factor, 1)
+        pixels = np.clip(base + case.arrays["image_noise"], 0, 255)
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    height, width = image.shape[-2:]
+    boxes = tile_boxes(height, width, case.meta["tile"])
+    tiles = cut_tiles(image, boxes)
+    prefix = "captioner."
+    captioner = ImplicitCaptioner.from_tensors(
+        {n.removeprefix(prefix): case.tensor(n) for n in case.arrays if n.startswith(prefix)}
+    )
+    embeddings = case.tensor("clip_embeds")[: len(boxes)]
+    context = captioner.context(embeddings, case.tensor("uncond")[None])
+    time_add = captioner.time_vector(embeddings)
+    t = case.meta["timestep"]
+    results: Results = {"tile0_context": context[0], "tile0_temb_add": time_add[0]}
+    wanted = {match[1] or "" for name in case.outputs if (match := re.match(r"([a-z]+_)?s\d", name))}
+    names = sorted({m[0] for name in case.outputs if (m := re.search(r"s[2-5]", name))})
+    parts: dict[str, dict[str, list[Any]]] = {}
+    with torch.no_grad():
+        for i in range(len(boxes)):
+            latent = encode_moments(vae, tiles[i : i + 1])[0] * vae.config.scaling_factor
+            noise = fixed_noise((latent.shape[-2], latent.shape[-1]))
+            noisy, step = noised(latent, noise, t)
+            if i == 0:
+                results |= {"tile0_latent": latent[0], "tile0_noise": noise[0], "tile0_noisy": noisy[0]}
+            for prefix in wanted:
+                mode = prefix.rstrip("_")
+                caption = mode == "caption"
+                found = read_features(
+                    unet,
+                    noisy,
+                    step,
+                    case.tensor("caption_embed")[None] if caption else context[i : i + 1],
+                    names
+                    if mode in ("", "caption")
+                    else [n for n in names if f"{prefix}{n}" in case.outputs],
+                    time_add=time_add[i : i + 1],
+                    mode=mode if mode in ("concat", "encoder", "resblock") else "decoder",  # type: ignore[arg-type]
+                )
+                for name, value in found.items():
+                    parts.setdefault(prefix, {}).setdefault(name, []).append(value)
+    for prefix, layers in parts.items():
+        for name, values in layers.items():
+            size = feature_size(height, width, name)
+            whole = average_tiles(torch.cat(values), boxes, size, STRIDES[name])
+            results[f"{prefix}{name}"] = whole
+            results[f"{prefix}{name}_slice"] = whole[_channels(case, f"{prefix}{name}_slice")]
+    return results
+
+
+def _channels(case: Case, name: str) -> Any:
+    """Which channels of a map are stored: a step as text, or a list."""
+    slices = case.meta.get("slices", {})
+    kept = slices.get(name, "::1") if isinstance(slices, dict) else "::1"
+    if isinstance(kept, str):
+        return slice(*(int(part) if part else None for part in kept.split(":")))
+    return kept
+
+
+# Projection, fusion, matching -------------------------------------------------------------------------------
+
+
+@check("sd_dino", "co_pca")
+def co_pca(case: Case) -> Results:
+    """The common projection of two images, randomised with the stated seed and exact, and distances under both."""
+    import torch
+
+    from vision3d.pipelines.sd_dino.pca import co_pca, stack_layers
+
+    order = case.meta["dims_order"]
+    images = [{name: case.tensor(f"image{i}_{name}") for name in order} for i in (0, 1)]
+    results: Results = {}
+    for suffix, values in case.meta["cases"].items():
+        dims = dict(zip(order, values, strict=True))
+        for method in ("lowrank", "exact"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(case.meta["seed"])
+                first, second = map(stack_layers, co_pca(images[0], images[1], dims, method))  # type: ignore[arg-type]
+            distances = torch.cdist(first.flatten(1).T.double(), second.flatten(1).T.double())
+            if method == "exact":
+                results[f"cdist_exact_{suffix}"] = distances
+            else:
+                results |= {f"out0_{suffix}": first, f"out1_{suffix}": second, f"cdist_{suffix}": distances}
+    return results
+
+
+@check("sd_dino", "fuse_match")
+def fuse_match(case: Case) -> Results:
+    """Weights, norms, every metric, nearest cells both ways, keypoints to predicted points."""
+    from vision3d.pipelines.sd_dino.canvas import cell_points, cells_of
+    from vision3d.pipelines.sd_dino.fusion import fuse, similarity
+    from vision3d.pipelines.sd_dino.matching import nearest_cells
+
+    weights, dims = case.meta["weights"], case.meta["dims"]
+    fused = [
+        fuse(
+            case.tensor(f"sd{i}"),
+            case.tensor(f"dino{i}"),
+            lengths=dims,
+            layer_weights=weights[:3],
+            half_weights=(weights[3], weights[4]),
+            weigh_after=case.meta.get("order", "SPair rule").startswith("TSS"),
+        )
+        for i in (0, 1)
+    ]
+    results: Results = {"fused0": fused[0], "fused1": fused[1]}
+    metrics = {"l2": "l2", "l1": "l1", "cos": "cosine", "l2_norm": "l2_norm", "l1_norm": "l1_norm"}
+    metrics |= {"plus": "plus", "plus_norm": "plus_norm"}
+    for name in case.outputs:
+        if name.startswith("sim_"):
+            metric = metrics[name.removeprefix("sim_")]
+            results[name] = similarity(*fused, metric, halves=sum(dims))  # type: ignore[arg-type]
+    size = re.search(r"(\d+)-px canvas, stride (\d+), (\d+)x\d+ grid", case.meta["description"])
+    side, stride, count = map(int, size.groups()) if size else (168, 14, 12)
+    found = nearest_cells(fused[0], fused[1], (count, count))
+    cells = cells_of(case.arrays["kps"][:, :2], side, count, clamp=False)
+    results |= {
+        "nn_1_to_2": found.forward,
+        "nn_2_to_1": found.backward,
+        "mutual": found.mutual,
+        "kps_cell": cells,
+    }
+    results["pred_xy"] = cell_points(found.forward.numpy()[cells], count, stride, stride)
+    return results
+
+
+@check("sd_dino", "pair_end_to_end")
+def pair_end_to_end(case: Case) -> Results:
+    """Two images through everything, with the randomised and with the exact projection."""
+    import torch
+
+    from vision3d.backbone.backbone import fixed_noise
+    from vision3d.backbone.dino import MODELS, Dino
+    from vision3d.backbone.vae import encode_moments
+    from vision3d.pipelines.sd_dino.canvas import cell_points, square
+    from vision3d.pipelines.sd_dino.features import (
+        STRIDES,
+        average_tiles,
+        cut_tiles,
+        feature_size,
+        noised,
+        read_features,
+        tile_boxes,
+    )
+    from vision3d.pipelines.sd_dino.fusion import fuse, similarity
+    from vision3d.pipelines.sd_dino.pca import co_pca, stack_layers
+
+    meta = case.meta
+    unet, vae = _stable_diffusion(case)
+    dino = Dino(MODELS["dinov2_vits14"])
+    recipe.fill(dino, meta["dino_recipe_seed"], meta.get("recipe_prefix", ""))
+    dino.eval().requires_grad_(False)
+    order = meta["dims_order"]
+    results: Results = {}
+    taps, tokens = [], []
+    boxes = tile_boxes(meta["sd_canvas"], meta["sd_canvas"], meta["tile"])
+    for i in (0, 1):
+        canvases = {name: square(case.arrays[f"image{i}"], meta[f"{name}_canvas"]) for name in ("sd", "dino")}
+        results |= {f"canvas_{name}{i}": canvas for name, canvas in canvases.items()}
+        if _other_pillow(case):  # another release of Pillow resizes a little differently
+            canvases = {name: case.arrays[f"canvas_{name}{i}"] for name in canvases}
+        pixels = {
+            n: torch.from_numpy(np.array(c)).permute(2, 0, 1).float() / 255 for n, c in canvases.items()
+        }
+        with torch.no_grad():
+            latents = encode_moments(vae, cut_tiles(pixels["sd"], boxes))[0] * vae.config.scaling_factor
+            noisy, step = noised(
+                latents, fixed_noise((latents.shape[-2], latents.shape[-1])), meta["timestep"]
+            )
+            found = read_features(unet, noisy, step, case.tensor("uncond")[None], order)
+            size = meta["sd_canvas"]
+            taps.append(
+                {
+                    name: average_tiles(found[name], boxes, feature_size(size, size, name), STRIDES[name])
+                    for name in order
+                }
+            )
+            tokens.append(dino.features(pixels["dino"][None], layer=meta["dino_layer"]).patches[0])
+        results |= {f"{name}_{i}": taps[i][name] for name in order} | {f"dino{i}": tokens[i]}
+    weights, dims = meta["weights"], dict(zip(order, meta["dims"], strict=True))
+    for method in ("lowrank", "exact"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(case.recipe_seed)
+            pair = co_pca(taps[0], taps[1], dims, method)  # type: ignore[arg-type]
+        fused = [
+            fuse(
+                stack_layers(layers).flatten(1).T,
+                tokens[i],
+                lengths=meta["dims"],
+                layer_weights=weights[:3],
+                half_weights=(weights[3], weights[4]),
+            )
+            for i, layers in enumerate(pair)
+        ]
+        matrix = similarity(fused[0], fused[1])
+        best = matrix.topk(2, dim=1).values
+        margin, nearest = best[:, 0] - best[:, 1], matrix.argmax(1)
+        if method == "lowrank":
+            results |= {"sim": matrix, "nn": nearest, "margin": margin}
+        else:
+            results |= {"sim_exact_pca": matrix, "nn_exact_pca": nearest}
+            stride = meta["dino_canvas"] // meta["grid"]
+            results["pred_xy_exact_pca"] = cell_points(nearest.numpy(), meta["grid"], stride, stride)
+            for name, options in case.outputs.items():
+                limit = re.search(
+                    r"margin of the exact similarities > ([\d.e-]+)", options.get("only_where", "")
+                )
+                if limit:
+                    results[f"{name}:where"] = margin > float(limit[1])
+    return results
+
+
+def _other_pillow(case: Case) -> bool:
+    import PIL
+
+    stated = re.search(r"Pillow than ([\d.]+\d)", case.meta.get("description", ""))
+    return stated is not None and stated[1] != PIL.__version__
+
+
+# Measures, flow, swap ---------------------------------------------------------------------------------------
+
+
+@check("sd_dino", "pck")
+def pck(case: Case) -> Results:
+    """Shares of correct points in the four published conventions."""
+    from vision3d.evaluation.correspondence import CONVENTIONS, PCK, PairErrors
+
+    image = re.search(r"image threshold \((\d+)\)", case.meta["description"])
+    pairs = []
+    for i, box in enumerate(case.arrays["thresholds"]):
+        errors = np.linalg.norm(case.arrays[f"gt{i}"] - case.arrays[f"pred{i}"], axis=1)
+        pairs.append(PairErrors("", errors, float(box), float(image[1]) if image else 840.0))
+    scores = PCK(pairs, tuple(case.meta["alpha"]))
+    results: Results = {name: scores.of(name) for name in CONVENTIONS}
+    return results | {f"per_image_{t}_each": scores.per_image_each(t) for t in ("bbox", "image")}
+
+
+@check("sd_dino", "tss_flow")
+def tss_flow(case: Case) -> Results:
+    """Flow from nearest cells with the published slip, its errors, padding of pairs, colours, absolute places."""
+    from vision3d.colour import colour_flow
+    from vision3d.evaluation.correspondence import flow_errors
+    from vision3d.evaluation.datasets.tss import pad_pair
+    from vision3d.pipelines.sd_dino.flow import mapping, published_flow
+    from vision3d.pipelines.sd_dino.swap import nearest_rows
+
+    grid = case.arrays["src_desc"].shape[-2:]
+    source, target = (case.tensor(n).flatten(1).T for n in ("src_desc", "trg_desc"))
+    nearest = nearest_rows(target, source)
+    results: Results = {}
+    for name in case.outputs:
+        if match := re.fullmatch(r"flow(\d+)", name):
+            shape = tuple(map(int, case.arrays[f"shape{match[1]}"]))
+            results[name] = published_flow(nearest, grid, shape, parity=True)  # type: ignore[arg-type]
+        elif match := re.fullmatch(r"metrics(\d+)", name):
+            i = match[1]
+            estimate, truth = (case.arrays[n].transpose(1, 2, 0) for n in (f"flow{i}", f"gt{i}"))
+            length = max(*estimate.shape[:2], 3)
+            errors = flow_errors(estimate, truth, case.arrays[f"mask{i}"], length)
+            results[name] = np.array([errors.aepe, *errors.pck, errors.smoothness, errors.true_smoothness])
+        elif match := re.fullmatch(r"color_image_max(\d+)", name):
+            results[name] = colour_flow(case.arrays["color_flow"], float(match[1]))
+    padded = pad_pair(*(case.arrays[f"pad_{n}"] for n in ("im1", "im2", "flow", "mask")))
+    results |= {f"pad_out_{n}": a for n, a in zip(("im1", "im2", "flow", "mask"), padded, strict=True)}
+    return results | {"mapping": mapping(case.arrays["color_flow"])}
+
+
+@check("sd_dino", "swap")
+def swap(case: Case) -> Results:
+    """One image's colours, and any other table, in the other's shape."""
+    from vision3d.pipelines.sd_dino.swap import swap_colours
+
+    features = case.tensor("feat0"), case.tensor("feat1")
+    masks = case.tensor("mask0"), case.tensor("mask1")
+    image, resolution = case.arrays["image1"], case.meta["resolution"]
+    out, source = swap_colours(*features, image, masks, resolution, parity=True)
+    table = case.arrays["color_src"]
+    colours, _ = swap_colours(*features, image, masks, resolution, table=table, parity=True)
+    return {"swap_out": out, "swap_src": source, "color_out": colours}

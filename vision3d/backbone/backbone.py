@@ -6,7 +6,8 @@ computed once (a prompt's embedding, an image's latents, an image's features) is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +173,21 @@ class Backbone:
     def _done(self, network: nn.Module) -> None:
         if self.tier == "low":
             loading.release_weights(network)
+
+    @contextmanager
+    def running(self, what: Literal["unet", "vae", "dino"]) -> Iterator[Any]:
+        """One of the networks, on its device inside; let go of after in the ``low`` tier.
+
+        Raises:
+            ResourceError: this backbone has none.
+        """
+        names = {"unet": "UNet", "vae": "autoencoder", "dino": "DINO network"}
+        held = self.dino_network if what == "dino" else getattr(self.sd, what, None)
+        network = self._use(held, names[what])
+        try:
+            yield network
+        finally:
+            self._done(network)
 
     # ------------------------------------------------------------------ stages
 

@@ -25,6 +25,7 @@ TASKS = {
     "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
     "stablenormal-yoso": "vision3d.pipelines.stablenormal.training:YosoTask",
     "stablenormal-refine": "vision3d.pipelines.stablenormal.training:RefineTask",
+    "dino": "vision3d.pipelines.sd_dino.training:DinoTask",
 }
 """Where each task's class is; loaded when it is trained."""
 
@@ -35,6 +36,7 @@ TaskName = Literal[
     "primedepth",
     "stablenormal-yoso",
     "stablenormal-refine",
+    "dino",
 ]
 
 
@@ -75,8 +77,7 @@ def train(
     training.json, which says how to repeat the run and what was measured.
 
     Args:
-        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, PrimeDepth, or
-            one of StableNormal's two stages.
+        task: what to train: a part of the Stable Diffusion prior, or a method on top of it.
         out: output folder.
         preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
             more, which an unknown name lists.

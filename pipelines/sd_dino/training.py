@@ -1,0 +1,587 @@
+"""``vision3d train dino``: self-distillation of a vision transformer on the procedural world.
+
+Caron et al.: "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021). A student sees all crops of an
+image, a teacher, the student's slow average, only the two large ones; the student predicts what the teacher makes of
+another crop, over learned prototypes. Centring and a sharp teacher keep both from collapsing.
+
+Ours is one term more: patches are distilled, too, each with the teacher's patch at the same place of the other crop
+(after iBOT and DenseCL). Few images and little time suffice for it, and correspondence lives on patches. Images are
+cut around single objects, as the photographs of a curated data set are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from vision3d.backbone.dino import Dino, DinoConfig, Request, load_dino, normalise
+from vision3d.errors import InputError, WeightsError
+from vision3d.pipelines.sd_dino.options import SDDinoConfig
+from vision3d.synthetic.objects import category_pairs, instances, portrait, same_place, square_window
+from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, SampleSource, describe_source, open_source
+from vision3d.training.prior import preset
+from vision3d.training.task import Batch, Batches, Task, TaskOptions
+
+
+@dataclass(frozen=True)
+class DinoRecipe:
+    """Sizes and training.
+
+    Args:
+        width, depth, heads, patch: of the transformer.
+        crop: side of the large crops in pixels; also of the position table.
+        local_crop: side of the small crops.
+        locals: small crops per image.
+        crop_scale, local_scale: share of an image's area that a crop covers, smallest and largest.
+        batch: images per step.
+        prototypes, hidden, bottleneck: of the heads.
+        student_temperature, teacher_temperature: of the softmax over prototypes.
+        teacher_warmup: steps over which the teacher's temperature rises from 0.04.
+        momentum: of the teacher, at the start; it rises to 1 with a cosine over ``momentum_steps``.
+        momentum_steps: length of that cosine.
+        centre_momentum: of the means that are taken off the teacher's outputs.
+        freeze_last: steps during which prototypes stay as they are.
+        patch_weight: of the term over patches; 0 is plain DINO.
+        objects: share of the images that are cut around an object with keypoints; others are random squares.
+        margin: smallest and largest side of that cut relative to the object.
+        flip: mirror half of the images, all crops of one alike, so that left and right stay apart.
+        lr, warmup, weight_decay: of AdamW.
+        sd_size, dino_size: canvases under which the weights are to be used with Stable Diffusion.
+        world: (height, width) of scenes that are rendered when there is no cache.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    crop: int
+    local_crop: int
+    locals: int
+    batch: int
+    prototypes: int
+    hidden: int
+    bottleneck: int
+    lr: float
+    momentum: float
+    momentum_steps: int
+    crop_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.08, 0.4)
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.07
+    teacher_warmup: int = 1000
+    centre_momentum: float = 0.9
+    freeze_last: int = 100
+    patch_weight: float = 0.0
+    objects: float = 0.0
+    margin: tuple[float, float] = (1.1, 1.8)
+    flip: bool = True
+    warmup: int = 1000
+    weight_decay: float = 0.04
+    sd_size: int = 960
+    dino_size: int = 480
+    world: tuple[int, int] = (240, 320)
+
+
+PRESETS = {
+    "mini": DinoRecipe(
+        width=128,
+        depth=6,
+        heads=4,
+        patch=8,
+        crop=96,
+        local_crop=48,
+        locals=2,
+        batch=24,
+        prototypes=512,
+        hidden=256,
+        bottleneck=64,
+        lr=1e-3,
+        momentum=0.99,
+        momentum_steps=4000,
+        crop_scale=(0.45, 1.0),
+        local_scale=(0.12, 0.4),
+        teacher_temperature=0.05,
+        teacher_warmup=300,
+        freeze_last=50,
+        patch_weight=1.0,
+        objects=0.8,
+        flip=True,
+        warmup=150,
+        sd_size=256,
+        dino_size=128,
+        world=(120, 160),
+    ),
+    # ViT-S/8 as published, except that the images are ours
+    "full": DinoRecipe(
+        width=384,
+        depth=12,
+        heads=6,
+        patch=8,
+        crop=224,
+        local_crop=96,
+        locals=8,
+        batch=64,
+        prototypes=65536,
+        hidden=2048,
+        bottleneck=256,
+        lr=5e-4,
+        momentum=0.996,
+        momentum_steps=100_000,
+        local_scale=(0.05, 0.4),
+        crop_scale=(0.4, 1.0),
+        teacher_temperature=0.07,
+        teacher_warmup=10_000,
+        freeze_last=1000,
+        objects=0.8,
+        warmup=10_000,
+        world=(384, 512),
+    ),
+}
+
+
+# Crops ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CropBatches:
+    """Crops of images around single objects; batch ``k`` depends on the seed and ``k`` alone.
+
+    A batch holds ``large`` (2 B, 3, S, S) and ``small`` (L B, 3, s, s), RGB in [0, 1], crop by crop (all first large
+    crops, then all second ones, ...), and ``boxes`` (2 B, 4): top, left, bottom, right of the large crops in a frame
+    that both crops of an image share.
+
+    Args:
+        source: samples with ``image``, ``object_id``, ``keypoints`` and ``seed``.
+        recipe: sizes and shares.
+        batch_size: images.
+        seed: of order, places and augmentation.
+    """
+
+    source: SampleSource
+    recipe: DinoRecipe
+    batch_size: int
+    seed: int = 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        examples = [self.example(index * self.batch_size + j) for j in range(self.batch_size)]
+        large = [[e[0][i] for e in examples] for i in (0, 1)]
+        small = [[e[1][i] for e in examples] for i in range(self.recipe.locals)]
+        boxes = [[e[2][i] for e in examples] for i in (0, 1)]
+        batch = {
+            "large": torch.from_numpy(np.stack(large[0] + large[1])).permute(0, 3, 1, 2).float() / 255,
+            "boxes": torch.tensor(boxes[0] + boxes[1], dtype=torch.float32),
+        }
+        if small:
+            flat = np.stack([crop for group in small for crop in group])
+            batch["small"] = torch.from_numpy(flat).permute(0, 3, 1, 2).float() / 255
+        return batch
+
+    def example(self, position: int) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]]]:
+        """Large crops, small crops and the large ones' boxes of one image of the endless stream."""
+        rng = np.random.default_rng((self.seed, 3, position))
+        sample = self.source[int(rng.integers(len(self.source)))]
+        recipe = self.recipe
+        image = self._subject(sample, rng)
+        if recipe.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        large, small, boxes = [], [], []
+        for _ in range(2):
+            box = random_box(image.shape[:2], recipe.crop_scale, rng)
+            large.append(_crop(image, box, recipe.crop, rng))
+            boxes.append([float(v) for v in box])
+        for _ in range(recipe.locals):
+            box = random_box(image.shape[:2], recipe.local_scale, rng)
+            small.append(_crop(image, box, recipe.local_crop, rng))
+        return large, small, boxes
+
+    def _subject(self, sample: Any, rng: np.random.Generator) -> np.ndarray:
+        """A square of the sample, around one of its objects if it has one."""
+        image = np.asarray(sample.image)
+        found = (
+            instances(sample, min_share=0.015, min_keypoints=1) if rng.random() < self.recipe.objects else []
+        )
+        if found:
+            box = found[int(rng.integers(len(found)))].box
+            margin, shift = rng.uniform(*self.recipe.margin), rng.uniform(-0.1, 0.1, 2)
+            window = square_window(box, image.shape[:2], margin, (float(shift[0]), float(shift[1])))
+        else:
+            side = round(min(image.shape[:2]) * rng.uniform(0.5, 1.0))
+            top, left = (int(rng.integers(0, length - side + 1)) for length in image.shape[:2])
+            window = top, left, top + side, left + side
+        top, left, bottom, right = window
+        return image[top:bottom, left:right]
+
+
+def random_box(
+    size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random rectangle (top, left, bottom, right) of a share of the area, aspect from 3:4 to 4:3."""
+    height, width = size
+    area = height * width * rng.uniform(*scale)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    tall = int(np.clip(round(np.sqrt(area / aspect)), 4, height))
+    wide = int(np.clip(round(np.sqrt(area * aspect)), 4, width))
+    top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
+    return top, left, top + tall, left + wide
+
+
+def _crop(
+    image: np.ndarray, box: tuple[int, int, int, int], side: int, rng: np.random.Generator
+) -> np.ndarray:
+    import cv2
+
+    from vision3d.synthetic import augment
+
+    top, left, bottom, right = box
+    part = np.ascontiguousarray(image[top:bottom, left:right])
+    method = cv2.INTER_AREA if min(part.shape[:2]) > side else cv2.INTER_CUBIC
+    part = cv2.resize(part, (side, side), interpolation=method)
+    return augment(part, rng, 0.7) if rng.random() < 0.9 else part
+
+
+# Networks ---------------------------------------------------------------------------------------------------
+
+
+class PrototypeHead(nn.Module):
+    """Three layers, a unit vector, and its cosine with unit prototypes (DINO, appendix C)."""
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.last_layer = nn.Parameter(torch.empty(prototypes, bottleneck))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.last_layer, std=0.02)
+
+    def forward(self, x: Tensor, freeze: bool = False) -> Tensor:
+        """``(..., width)`` to scores ``(..., prototypes)`` from -1 to 1."""
+        prototypes = F.normalize(self.last_layer, dim=-1)
+        return F.linear(F.normalize(self.mlp(x), dim=-1), prototypes.detach() if freeze else prototypes)
+
+
+def initialise(network: Dino) -> None:
+    """DINO's initialisation: truncated normal of 0.02, zero biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    for parameter in (network.cls_token, network.pos_embed):
+        nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Cross entropy ``(...)`` of the student's softmax against the teacher's probabilities ``(..., K)``."""
+    return -(teacher * F.log_softmax(student / temperature, dim=-1)).sum(-1)
+
+
+def patches_at(
+    maps: Tensor,  # [B, K, h, w] of crops at `there`
+    here: Tensor,  # [B, 4] boxes whose patches are asked for
+    there: Tensor,  # [B, 4]
+    grid: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Values of one crop at the places of another one's patches ``(B, h * w, K)``, and which lie inside ``(B, h * w)``.
+
+    Boxes are top, left, bottom, right in one frame. Interpolated bilinearly.
+    """
+    middles = [(torch.arange(count, device=maps.device) + 0.5) / count for count in grid]
+    y = here[:, 0:1] + middles[0] * (here[:, 2:3] - here[:, 0:1])
+    x = here[:, 1:2] + middles[1] * (here[:, 3:4] - here[:, 1:2])
+    v = (y - there[:, 0:1]) / (there[:, 2:3] - there[:, 0:1])
+    u = (x - there[:, 1:2]) / (there[:, 3:4] - there[:, 1:2])
+    place = torch.stack(
+        [u[:, None, :].expand(-1, grid[0], -1), v[:, :, None].expand(-1, -1, grid[1])], dim=-1
+    )
+    inside = ((place > 0) & (place < 1)).all(-1).flatten(1)
+    values = F.grid_sample(maps, 2 * place - 1, align_corners=False, padding_mode="border")
+    return values.flatten(2).transpose(1, 2), inside
+
+
+class DinoTask(Task):
+    """Student and teacher.
+
+    Args:
+        recipe: sizes and training.
+        source: images with object ids and keypoints.
+        options: what the person set; ``init`` may hold an earlier export (``dino/``) to go on from.
+    """
+
+    name: ClassVar[str] = "dino"
+
+    def __init__(self, recipe: DinoRecipe, source: SampleSource, options: TaskOptions) -> None:
+        self._recipe, self.source, self.options = recipe, source, options
+        self.batch_size = options.batch_size or recipe.batch
+        if recipe.crop % recipe.patch or recipe.local_crop % recipe.patch:
+            raise InputError(
+                f"crops of {recipe.crop} with patches of {recipe.patch}", "use multiples of the patch"
+            )
+        self._held: list[Any] | None = None
+
+    @classmethod
+    @override
+    def from_options(cls, options: TaskOptions) -> DinoTask:
+        recipe = preset(PRESETS, options.preset, cls.name)
+        return cls(recipe, open_source(options.data, recipe.world), options)
+
+    @override
+    def recipe(self) -> dict[str, Any]:
+        # what is exported is the teacher, itself an average
+        recipe = self._recipe
+        return {
+            "lr": recipe.lr, "warmup": recipe.warmup, "ema": 0.0, "weight_decay": recipe.weight_decay, "grad_clip": 3.0,
+        }  # fmt: skip
+
+    @property
+    def network_config(self) -> DinoConfig:
+        """Sizes of the transformer; v1's layout, which has no layer scale."""
+        recipe = self._recipe
+        return DinoConfig(
+            recipe.width, recipe.depth, recipe.heads, recipe.patch, recipe.crop // recipe.patch, 4 * recipe.width,
+            layer_scale=False, mask_token=False,
+        )  # fmt: skip
+
+    @override
+    def build(self) -> nn.Module:
+        recipe = self._recipe
+        parts: dict[str, nn.Module] = {}
+        for who in ("student", "teacher"):
+            network = Dino(self.network_config)
+            initialise(network)
+            parts[who] = network
+            for head in ("cls_head", "patch_head"):
+                parts[f"{who}_{head}"] = PrototypeHead(
+                    recipe.width, recipe.hidden, recipe.bottleneck, recipe.prototypes
+                )
+        if self.options.init is not None:
+            self._continue_from(parts["student"], self.options.init)
+        self.model = nn.ModuleDict(parts)
+        for name in ("", "_cls_head", "_patch_head"):
+            parts[f"teacher{name}"].load_state_dict(parts[f"student{name}"].state_dict())
+            parts[f"teacher{name}"].requires_grad_(False)
+        for name, shape in (("cls", recipe.prototypes), ("patch", recipe.prototypes)):
+            self.model.register_buffer(f"{name}_centre", torch.zeros(shape))
+        # the last step after which the teacher followed; saved, so that a resumed run follows exactly once, too
+        self.model.register_buffer("followed", torch.zeros((), dtype=torch.int64))
+        return self.model
+
+    def _continue_from(self, student: nn.Module, folder: Path) -> None:
+        given = folder / "dino" if (folder / "dino").is_dir() else folder
+        loaded = load_dino(given)
+        if loaded.config != self.network_config:
+            raise WeightsError(
+                f"{folder}: a network of other sizes", f"give the export of preset {self.options.preset}"
+            )
+        student.load_state_dict({name: value.float() for name, value in loaded.state_dict().items()})
+
+    @override
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        # position table and class token have more than one axis and are not decayed either
+        free = ("pos_embed", "cls_token")
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p for n, p in named if p.ndim > 1 and not n.endswith(free)]},
+            {"params": [p for n, p in named if p.ndim <= 1 or n.endswith(free)], "weight_decay": 0.0},
+        ]
+
+    @override
+    def batches(self) -> Batches:
+        return CropBatches(self.source, self._recipe, self.batch_size, self.options.seed)
+
+    def _part(self, name: str) -> Any:
+        return self.model[name]  # type: ignore[index]
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Moves the teacher towards the student, once for every optimiser step that was done."""
+        if step <= int(self.model.followed):  # type: ignore[arg-type]
+            return
+        progress = min(1.0, step / self._recipe.momentum_steps)
+        momentum = 1 - (1 - self._recipe.momentum) * (np.cos(np.pi * progress) + 1) / 2
+        for name in ("", "_cls_head", "_patch_head"):
+            mine = list(self._part(f"teacher{name}").parameters())
+            other = [p.detach() for p in self._part(f"student{name}").parameters()]
+            torch._foreach_lerp_(mine, other, 1 - float(momentum))
+        self.model.followed.fill_(step)  # type: ignore[operator, union-attr]
+
+    def _teach(self, scores: Tensor, centre: str, step: int) -> Tensor:
+        """The teacher's probabilities, centred and sharp; the centre takes them in."""
+        recipe = self._recipe
+        middle: Tensor = getattr(self.model, f"{centre}_centre")
+        share = min(1.0, step / max(1, recipe.teacher_warmup))
+        temperature = 0.04 + (recipe.teacher_temperature - 0.04) * share
+        probabilities = ((scores.float() - middle) / temperature).softmax(-1)
+        mean = scores.float().flatten(0, -2).mean(0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(mean)
+            mean /= torch.distributed.get_world_size()
+        middle.lerp_(mean, 1 - recipe.centre_momentum)
+        return probabilities
+
+    @override
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe = self._recipe
+        self.follow(step)
+        large, boxes = normalise(batch["large"]), batch["boxes"]
+        frozen = step < recipe.freeze_last
+        count = len(large) // 2
+        request = [Request(norm=True)]
+        with torch.no_grad():
+            taught = self._part("teacher")(large, request)[0]
+            targets = self._teach(self._part("teacher_cls_head")(taught.cls), "cls", step)
+        seen = self._part("student")(large, request)[0]
+        scores = [self._part("student_cls_head")(seen.cls, frozen)]
+        if "small" in batch:
+            small = self._part("student")(normalise(batch["small"]), request)[0]
+            scores.append(self._part("student_cls_head")(small.cls, frozen))
+        crops = torch.cat(scores).unflatten(0, (-1, count))
+        teacher = targets.unflatten(0, (2, count))
+        terms = [
+            distillation(crops[j], teacher[i], recipe.student_temperature).mean()
+            for i in range(2)
+            for j in range(len(crops))
+            if i != j
+        ]
+        loss = torch.stack(terms).mean()
+        entropy = -(targets.mean(0) * targets.mean(0).clamp_min(1e-9).log()).sum()
+        metrics = {"cls": loss.detach(), "prototypes": entropy.exp()}
+        if recipe.patch_weight:
+            dense = self._patch_loss(seen, taught, boxes, step, frozen)
+            loss = loss + recipe.patch_weight * dense
+            metrics["patch"] = dense.detach()
+        return loss, metrics
+
+    def _patch_loss(self, seen: Any, taught: Any, boxes: Tensor, step: int, frozen: bool) -> Tensor:
+        """Each patch of a large crop against the teacher's at its place in the other large crop."""
+        recipe = self._recipe
+        count = len(boxes) // 2
+        swapped = torch.arange(2 * count, device=boxes.device).roll(count)
+        with torch.no_grad():
+            targets = self._teach(self._part("teacher_patch_head")(taught.patches), "patch", step)
+            maps = targets.transpose(1, 2).unflatten(2, taught.grid)
+            wanted, inside = patches_at(maps[swapped], boxes, boxes[swapped], seen.grid)
+        # only patches that the other crop shows cost anything
+        scores = self._part("student_patch_head")(seen.patches[inside], frozen)
+        if not len(scores):
+            return seen.patches.sum() * 0
+        return distillation(scores, wanted[inside], recipe.student_temperature).mean()
+
+    # Looking at it ------------------------------------------------------------------------------------------
+
+    def _held_out(self) -> list[Any]:
+        """Pairs of portraits of held-out instances, with keypoints and boxes, at the size of inference."""
+        if self._held is None:
+            import cv2
+
+            world = RenderedWorld(HELD_OUT_SEED, 90, self._recipe.world)
+            samples = {sample.seed: sample for sample in (world[i] for i in range(len(world)))}
+            found = [i for sample in samples.values() for i in instances(sample)]
+            side = self._recipe.dino_size
+            pairs = []
+            for a, b, names in category_pairs(found, 200):
+                views = []
+                for instance in (a, b):
+                    image, points, box = portrait(samples[instance.seed], instance)
+                    scale = side / len(image)
+                    image = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+                    rows = [instance.names.index(name) for name in names]
+                    views.append((image, points[rows] * scale, tuple(v * scale for v in box)))
+                pairs.append(views)
+            self._held = pairs
+        return self._held
+
+    @override
+    def evaluate(self, step: int) -> dict[str, float]:
+        """PCK@0.1 per point of the box on held-out pairs, and that of the same place in the box."""
+        pairs = self._held_out()
+        if not pairs:
+            return {}
+        hits: list[np.ndarray] = []
+        trivial: list[np.ndarray] = []
+        patch = self._recipe.patch
+        for views in pairs:
+            images = torch.from_numpy(np.stack([v[0] for v in views])).permute(0, 3, 1, 2).float() / 255
+            tokens = self._part("teacher").features(images.to(self.device), norm=False)
+            cells = F.normalize(tokens.patches.float(), dim=-1)
+            (_, here, source), (_, there, target) = views
+            columns, rows = np.clip(here // patch, 0, tokens.grid[0] - 1).astype(int).T
+            index = torch.from_numpy(rows * tokens.grid[1] + columns).to(cells.device)
+            best = (cells[0, index] @ cells[1].T).argmax(1).cpu().numpy()
+            places = (np.stack([best % tokens.grid[1], best // tokens.grid[1]], 1) + 0.5) * patch
+            limit = 0.1 * max(target[2] - target[0], target[3] - target[1])
+            hits.append(np.linalg.norm(places - there, axis=1) < limit)
+            trivial.append(np.linalg.norm(same_place(here, source, target) - there, axis=1) < limit)
+        return {
+            "pck": float(np.concatenate(hits).mean()),
+            "same_place_pck": float(np.concatenate(trivial).mean()),
+        }
+
+    @override
+    def images(self, step: int) -> dict[str, Tensor]:
+        """Portraits, and their patches' first three principal directions as colours."""
+        pairs = self._held_out()[:8]
+        if not pairs:
+            return {}
+        views = np.stack([view[0] for pair in pairs for view in pair])
+        images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
+        tokens = self._part("teacher").features(images.to(self.device))
+        cells = tokens.patches.float().flatten(0, 1)
+        cells = cells - cells.mean(0)
+        _, axes = torch.linalg.eigh(cells.T @ cells)
+        colours = (cells @ axes[:, -3:]).unflatten(0, (len(images), *tokens.grid)).permute(0, 3, 1, 2)
+        low, high = colours.amin((0, 2, 3), keepdim=True), colours.amax((0, 2, 3), keepdim=True)
+        shown = F.interpolate((colours - low) / (high - low), size=images.shape[-2:], mode="nearest")
+        return {"patches": torch.cat([images, shown.cpu()])}
+
+    @override
+    def export(self, folder: Path) -> None:
+        from vision3d.pipelines.sd_dino.pipeline import save_dino
+
+        network = Dino(self.network_config)
+        network.load_state_dict(self._part("teacher").state_dict())
+        for name, value in network.state_dict().items():
+            if not bool(torch.isfinite(value.half()).all()):
+                raise WeightsError(f"{name} is not finite in half precision", "the training has diverged")
+        save_dino(network.half(), folder / "dino")
+        recipe = self._recipe
+        config = SDDinoConfig(
+            sd_size=recipe.sd_size,
+            tile=None if recipe.sd_size < 512 else 512,
+            dims={"s5": 64, "s4": 64, "s3": 64} if recipe.sd_size < 512 else SDDinoConfig().dims,
+            dino_size=recipe.dino_size,
+            dino_layer=recipe.depth - 1,
+            dino_facet="token",
+        )
+        # beside the prior where the embedded weights are; other places are given when the weights are loaded
+        config.save(folder, sd="../primedepth", dino="dino")
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        from vision3d.backbone.loading import fingerprint
+
+        init = self.options.init
+        return {
+            "preset": self.options.preset,
+            "recipe": asdict(self._recipe),
+            "data": describe_source(self.source),
+            "init": None if init is None else fingerprint(init),
+        }
+
+    @override
+    def frozen(self) -> Iterable[nn.Module]:
+        return ()

@@ -1,0 +1,479 @@
+"""``vision3d match`` and ``vision3d swap``: correspondence between images, and what it is good for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vision3d.errors import InputError
+from vision3d.pipelines.sd_dino.options import Conditioning, Features, MatchOptions, MetricName, Projection
+from vision3d.progress import say
+from vision3d.runs import RunSummary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vision3d.io.images import Photo
+    from vision3d.matches import Matches
+    from vision3d.pipelines.sd_dino.geometric import GeometricMatcher
+    from vision3d.pipelines.sd_dino.pairs import Images, PairJob
+    from vision3d.pipelines.sd_dino.pipeline import SDDino
+    from vision3d.pipelines.sd_dino.swap import SwapResult
+
+Geometric = Literal["loftr", "lightglue", "efficientloftr", "superglue"]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Which weights, and where to run them.
+
+    Attributes:
+        weights: "mini" (the embedded ones), a pulled name, a Stable Diffusion file or folder, or a folder of SD+DINO;
+            by default the official ones if they were pulled, else the embedded ones.
+        dino: DINO file, folder or pulled name (dinov2-vitb14, dino-vits8, ...) instead of the weights' own.
+        captioner: ODISE's checkpoint (CC BY-NC-SA 4.0), for implicit captions.
+        clip: folder of CLIP ViT-L/14 at 336, for implicit captions.
+        sd_size: side of the canvas for Stable Diffusion in pixels, by default the weights' own (960 for the published).
+        dino_size: side of the canvas for DINO in pixels, by default the weights' own (840 for the published).
+        dino_stride: pixels between DINO's tokens, by default the weights' own (the patch for the published).
+        device: auto, cpu, cuda, cuda:1 or mps.
+        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        memory: budget such as 4G; networks that do not fit it at once are loaded in turn.
+        cache: keep the features of images on disk.
+    """
+
+    weights: str | None = None
+    dino: str | None = None
+    captioner: str | None = None
+    clip: str | None = None
+    sd_size: int | None = None
+    dino_size: int | None = None
+    dino_stride: int | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    memory: str = "auto"
+    cache: bool = True
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of :class:`~vision3d.pipelines.sd_dino.options.SDDinoConfig` that were given."""
+        names = ("sd_size", "dino_size", "dino_stride")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+    def plan(self) -> Any:
+        """What would be loaded; see :class:`~vision3d.pipelines.sd_dino.pipeline.LoadingPlan`."""
+        from vision3d.pipelines.sd_dino.pipeline import LoadingPlan
+
+        return LoadingPlan.of(self.weights, dino=self.dino, settings=self.settings())
+
+    def load(self, temporary: Path | None = None) -> SDDino:
+        """The loaded method; without a cache on disk, features go to a temporary folder."""
+        from vision3d.backbone.featurecache import FeatureCache
+        from vision3d.pipelines.sd_dino.pipeline import SDDino
+
+        cache: Any = True if self.cache else FeatureCache(temporary) if temporary is not None else False
+        pipeline = SDDino.from_pretrained(
+            self.weights,
+            dino=self.dino,
+            captioner=self.captioner,
+            clip=self.clip,
+            torch_dtype=self.dtype,
+            device=self.device,
+            memory=self.memory,
+            cache=cache,
+            **self.settings(),
+        )
+        say(f"weights: {pipeline.weights_name}")
+        return pipeline
+
+
+def match(
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")],
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")],
+    out: Path,
+    points: tuple[str, ...] = (),
+    dense: bool = False,
+    mask_a: Path | None = None,
+    mask_b: Path | None = None,
+    geometric: Geometric | None = None,
+    geometric_weights: str | None = None,
+    rank: bool = False,
+    features: Features = "sd+dino",
+    conditioning: Conditioning = "auto",
+    prompt: str | None = None,
+    metric: MetricName = "auto",
+    projection: Projection = "exact",
+    subcell: bool = True,
+    max_matches: int = 500,
+    min_confidence: float = 0.0,
+    seed: int = 0,
+    recursive: bool = False,
+    overwrite: bool = False,
+    net: Annotated[Networks, tyro.conf.arg(name="")] = Networks(),
+) -> RunSummary:
+    """Find which point of one photograph corresponds to which of another, also between different things (SD+DINO).
+
+    A and B are images, folders or patterns; all pairs are matched, each image is encoded once. For each pair,
+    OUT/A__B/ gets matches.npz, matches.csv, preview.png, with --dense the flow both ways (.flo and a picture), and
+    result.json. Pairs that are complete are skipped; a bad file does not stop the others.
+
+    Args:
+        a: image, folder or pattern.
+        b: image, folder or pattern.
+        out: output folder.
+        points: points of A to find in B: "x,y" in pixels, or CSV files with columns x and y; by default those that
+            match mutually, the most confident first.
+        dense: also the flow from every pixel, both ways.
+        mask_a: picture of the object in A, white inside; only its points are matched.
+        mask_b: picture of the object in B; only places inside are matched to.
+        geometric: match views of the same scene instead, with this network.
+        geometric_weights: its weights: file or folder, or name on the Hugging Face hub.
+        rank: also rank the images of B by how well they match each of A: OUT/ranking.csv.
+        features: of Stable Diffusion and DINO, or of one.
+        conditioning: of Stable Diffusion: empty prompt, text, or implicit captions.
+        prompt: caption for --conditioning text, such as "a photo of a cat".
+        metric: how descriptors are compared.
+        projection: PCA of each pair, exact or randomised as published; of the whole data set; or none.
+        subcell: places between cells instead of at their middles.
+        max_matches: at most so many matches where no points are given.
+        min_confidence: of the matches where no points are given.
+        seed: of the randomised projection.
+        recursive: look into nested folders.
+        overwrite: compute again what is there.
+        net: weights and device.
+    """
+    from vision3d.io.files import check_writable
+    from vision3d.matches import pair_fingerprint
+    from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
+
+    sets = Images([a], recursive=recursive), Images([b], recursive=recursive)
+    jobs = pair_jobs(*sets)
+    check_writable(out)
+    asked = parse_points(points) if points else None
+    if (mask_a or mask_b) and len(jobs) != 1:
+        raise InputError("masks for several pairs", "give masks with two single images")
+    masks = _masks(mask_a, mask_b)
+    options = MatchOptions(
+        features=features, conditioning=conditioning, prompt=prompt, metric=metric, projection=projection,
+        seed=seed, subcell=subcell, dense=dense, max_matches=max_matches, min_confidence=min_confidence,
+    )  # fmt: skip
+    options.check()
+    more = {
+        "points": None if asked is None else asked.tolist(),
+        "masks": [None if m is None else _digest(m) for m in masks],
+    }
+    matcher: Matcher
+    if geometric is not None:
+        matcher = GeometricPairs(geometric, geometric_weights, net.device, options, masks, asked, more)
+    else:
+        matcher = SemanticPairs(net, options, masks, asked, sets, more)
+    with matcher:
+        summary = run_pairs(
+            jobs,
+            sets,
+            matcher,
+            out,
+            fingerprint=lambda x, y: pair_fingerprint(matcher.fingerprint(x), y),
+            overwrite=overwrite,
+        )
+        if rank:
+            _write_ranking(out, jobs, summary)
+    return summary
+
+
+class Matcher:
+    """Matches pairs; loads what it needs when the first one is asked for."""
+
+    def fingerprint(self, photo: Photo) -> str:
+        """Of the work on a pair, as far as it is known from the first image."""
+        raise NotImplementedError
+
+    def __call__(self, job: PairJob, first: Photo, second: Photo) -> Matches:
+        """The matches of a pair."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Matcher:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+class SemanticPairs(Matcher):
+    """Pairs by SD+DINO.
+
+    Args:
+        net: weights and device.
+        options: settings of the run.
+        masks: of the two images, where there is one pair.
+        points: of A, or None.
+        sets: the images; with a projection for the data set all of them are encoded first.
+        more: settings that results are to name.
+    """
+
+    def __init__(
+        self,
+        net: Networks,
+        options: MatchOptions,
+        masks: tuple[np.ndarray | None, np.ndarray | None],
+        points: np.ndarray | None,
+        sets: tuple[Images, Images],
+        more: dict[str, Any],
+    ) -> None:
+        import tempfile
+
+        self.net, self.options, self.masks, self.points, self.sets = net, options, masks, points, sets
+        plan = net.plan()
+        self._provenance = options.provenance(plan.name, plan.sha256, plan.config, **more)
+        self._pipeline: SDDino | None = None
+        self._folder = None if net.cache else tempfile.TemporaryDirectory(prefix="vision3d-features-")
+        self._bases: Any = None
+
+    def fingerprint(self, photo: Photo) -> str:
+        """See :class:`Matcher`."""
+        return self._provenance.fingerprint(photo)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _load(self) -> SDDino:
+        from vision3d.pipelines.sd_dino.pairs import MEMORY, Kept
+
+        if self._pipeline is None:
+            pipeline = self.net.load(Path(self._folder.name) if self._folder is not None else None)
+            self._pipeline = pipeline
+            self.features = Kept(lambda key: pipeline.encode(self._photo(key), self.options).half(), MEMORY)
+            if self.options.projection == "dataset" and self.options.features != "dino":
+                from vision3d.progress import progress
+
+                keys = [f"{i} {name}" for i, images in enumerate(self.sets) for name in images]
+                bar = progress(keys, description="images for the common projection")
+                self._bases = pipeline.common_basis(self.features(key) for key in bar)
+        return self._pipeline
+
+    def _photo(self, key: str) -> Photo:
+        which, _, name = key.partition(" ")
+        return self.sets[int(which)].photo(name)
+
+    def __call__(self, job: PairJob, first: Photo, second: Photo) -> Matches:
+        """See :class:`Matcher`."""
+        pipeline = self._load()
+        a, b = self.features(f"0 {job.first}"), self.features(f"1 {job.second}")
+        if self.options.projection == "dataset":
+            bases = self._bases or {}
+            pair = tuple(pipeline.describe_in(f, bases, self.options) for f in (a, b))
+        else:
+            pair = pipeline.describe(a, b, self.options)
+        found = pipeline.match_described(
+            first, second, pair, self.points, masks=self.masks, options=self.options  # type: ignore[arg-type]
+        )  # fmt: skip
+        found.provenance = self._provenance
+        return found
+
+
+class GeometricPairs(Matcher):
+    """Pairs by a network for views of one scene.
+
+    Args:
+        name: of the network.
+        weights: file, folder or name on the hub.
+        device: where to run it.
+        options: settings of the run, as far as they apply.
+        masks: of the two images, where there is one pair.
+        points: must be None.
+        more: settings that results are to name.
+    """
+
+    def __init__(
+        self,
+        name: Geometric,
+        weights: str | None,
+        device: str,
+        options: MatchOptions,
+        masks: tuple[np.ndarray | None, np.ndarray | None],
+        points: np.ndarray | None,
+        more: dict[str, Any],
+    ) -> None:
+        if points is not None:
+            raise InputError("points with --geometric", "leave one of the two out: it finds its own points")
+        from vision3d.pipelines.sd_dino.geometric import GeometricOptions
+
+        self.name, self.weights, self.device, self.masks = name, weights, device, masks
+        self.options = GeometricOptions(name, options.max_matches, options.min_confidence, options.dense)
+        self._provenance = self.options.provenance(weights, **more)
+        self._matcher: GeometricMatcher | None = None
+
+    def fingerprint(self, photo: Photo) -> str:
+        """See :class:`Matcher`."""
+        return self._provenance.fingerprint(photo)
+
+    def __call__(self, job: PairJob, first: Photo, second: Photo) -> Matches:
+        """See :class:`Matcher`."""
+        if self._matcher is None:
+            from vision3d.pipelines.sd_dino.geometric import GeometricMatcher
+
+            self._matcher = GeometricMatcher.from_pretrained(self.name, self.weights, device=self.device)
+        found = self._matcher.match(first, second, masks=self.masks, options=self.options)
+        found.provenance = self._provenance
+        return found
+
+
+def swap(
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")],
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")],
+    out: Path,
+    mask_a: str = "auto",
+    mask_b: str = "auto",
+    refine: float = 0.0,
+    refine_prompt: str = "",
+    refine_steps: int = 20,
+    published: bool = False,
+    resolution: int = 156,
+    features: Features = "sd+dino",
+    conditioning: Conditioning = "auto",
+    prompt: str | None = None,
+    projection: Projection = "exact",
+    seed: int = 0,
+    overwrite: bool = False,
+    net: Annotated[Networks, tyro.conf.arg(name="")] = Networks(),
+) -> RunSummary:
+    """Put the object of photograph B in the place of that of photograph A (SD+DINO).
+
+    OUT/A__B/ gets swap.png, mask.png, preview.png and result.json.
+
+    Args:
+        a: the photograph that is changed.
+        b: the photograph whose object is taken.
+        out: output folder.
+        mask_a: picture of the object in A, white inside; "x,y" a point on it, for Segment Anything; or auto: the
+            photograph's transparency, else rembg, if it is installed.
+        mask_b: the same for B.
+        refine: share of the diffusion steps, such as 0.4, through which the result goes again to mend its seams.
+        refine_prompt: caption during refinement.
+        refine_steps: denoising steps of the whole schedule.
+        published: take the nearest cell's colour as the published script does, instead of a smooth place.
+        resolution: cells along a side for --published.
+        features: of Stable Diffusion and DINO, or of one.
+        conditioning: of Stable Diffusion: empty prompt, text, or implicit captions.
+        prompt: caption for --conditioning text.
+        projection: PCA of the pair, exact or randomised as published, or none.
+        seed: of refinement and randomised projection.
+        overwrite: compute again what is there.
+        net: weights and device.
+    """
+    from vision3d.io.files import check_writable
+    from vision3d.matches import pair_fingerprint
+    from vision3d.pipelines.sd_dino.masks import object_mask
+    from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
+
+    sets = Images([a]), Images([b])
+    if len(sets[0]) != 1 or len(sets[1]) != 1:
+        raise InputError("several images to swap", "give two single images")
+    check_writable(out)
+    if not 0 <= refine <= 1:
+        raise InputError(f"refinement of {refine}", "give a share from 0 to 1, such as 0.4")
+    if not 8 <= resolution <= 1024:
+        raise InputError(f"resolution {resolution}", "give 8 to 1024 cells")
+    if projection == "dataset":
+        raise InputError("projection 'dataset' for one pair", "choose exact, lowrank or none")
+    options = MatchOptions(
+        features=features, conditioning=conditioning, prompt=prompt, projection=projection, seed=seed
+    )
+    options.check()
+    jobs = pair_jobs(*sets)
+    photos = sets[0].photo(jobs[0].first), sets[1].photo(jobs[0].second)
+    masks = tuple(object_mask(p, m, net.device) for p, m in zip(photos, (mask_a, mask_b), strict=True))
+    more = {
+        "refine": refine, "refine_prompt": refine_prompt, "refine_steps": refine_steps, "refine_seed": seed,
+        "published": published, "resolution": resolution, "masks": [_digest(m) for m in masks],
+    }  # fmt: skip
+    plan = net.plan()
+    provenance = options.provenance(plan.name, plan.sha256, plan.config, **more)
+
+    def process(job: PairJob, first: Photo, second: Photo) -> SwapResult:
+        del job
+        result = net.load().swap(
+            first, second, (masks[0], masks[1]), refine=refine, refine_prompt=refine_prompt,
+            refine_steps=refine_steps, seed=seed, published=published, resolution=resolution, options=options,
+        )  # fmt: skip
+        result.provenance = provenance
+        return result
+
+    return run_pairs(
+        jobs,
+        sets,
+        process,
+        out,
+        fingerprint=lambda x, y: pair_fingerprint(provenance.fingerprint(x), y),
+        overwrite=overwrite,
+        description="swap",
+    )
+
+
+def parse_points(words: tuple[str, ...]) -> np.ndarray:
+    """(N, 2) x, y of words such as "12,34.5" and of CSV files.
+
+    Raises:
+        InputError: neither of the two.
+    """
+    import numpy as np
+
+    from vision3d.matches import read_points
+
+    found = []
+    for word in words:
+        parts = word.split(",")
+        try:
+            place = [float(part) for part in parts]
+        except ValueError:
+            if not Path(word).suffix:
+                raise InputError(
+                    f"point {word!r}", 'write it as "x,y" in pixels, or name a CSV file'
+                ) from None
+            found.append(read_points(word))
+            continue
+        if len(place) != 2:
+            raise InputError(f"point {word!r}", 'write it as "x,y" in pixels')
+        found.append(np.array([place]))
+    return np.concatenate(found)
+
+
+def _masks(*paths: Path | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    from vision3d.pipelines.sd_dino.masks import read_mask
+
+    first, second = (None if path is None else read_mask(path) for path in paths)
+    return first, second
+
+
+def _digest(mask: np.ndarray) -> str:
+    import hashlib
+
+    import numpy as np
+
+    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
+def _write_ranking(out: Path, jobs: list[PairJob], summary: RunSummary) -> None:
+    """``ranking.csv``: for each image of A those of B, the best first."""
+    import csv
+
+    import numpy as np
+
+    from vision3d.io.files import atomic_path
+    from vision3d.pipelines.sd_dino.retrieval import score_matches
+
+    folders = {o.name: o.folder for o in summary.outcomes if o.folder is not None}
+    rows = []
+    for job in jobs:
+        folder = folders.get(job.name)
+        if folder is not None:
+            with np.load(folder / "matches.npz") as arrays:
+                rows.append((job.first, job.second, score_matches(arrays["confidence"], arrays["mutual"])))
+    rows.sort(key=lambda row: (row[0], -row[2], row[1]))
+    with atomic_path(out / "ranking.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "score"])
+        writer.writerows((a, b, f"{score:.5f}") for a, b, score in rows)

@@ -1,0 +1,295 @@
+"""Correspondences between two images, whatever found them: semantic or geometric, sparse or dense."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from vision3d.errors import InputError
+from vision3d.prediction import GeometryLimits, Prediction, Writer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vision3d.io.images import Photo
+
+_COLUMNS = ("x_a", "y_a", "x_b", "y_b", "similarity", "confidence", "mutual", "cycle_error")
+DRAWN = 60
+"""Matches in a picture, at most."""
+
+
+@dataclass(eq=False, repr=False)
+class Matches(Prediction):
+    """Corresponding points of images A and B, and perhaps flow from each pixel of one to the other.
+
+    Points are x, y in pixels of their own image, pixel centres at +0.5. Their order is that of the points asked for,
+    or of falling confidence where the method chose them.
+
+    Attributes:
+        points_a, points_b: (N, 2) float32.
+        similarity: (N,) float32, as the method measures it; larger is nearer.
+        confidence: (N,) float32 from 0 to 1; orders matches, is no probability.
+        mutual: (N,) bool: the match in B leads back to where it came from.
+        cycle_error: (N,) float32, pixels of A between a point and where its match leads back to; NaN where the method
+            does not look back.
+        size_a, size_b: (height, width) of the images.
+        flow_ab: (H_a, W_a, 2) float32: pixel centre plus flow is the place in B; or None.
+        flow_ba: (H_b, W_b, 2) the same from B to A, or None.
+        photo_b: the second image (the first is ``photo``), or None.
+
+    Raises:
+        InputError: shapes that do not fit together.
+    """
+
+    kind: ClassVar[str] = "matches"
+    formats: ClassVar[tuple[str, ...]] = ()
+
+    points_a: np.ndarray
+    points_b: np.ndarray
+    similarity: np.ndarray
+    confidence: np.ndarray
+    mutual: np.ndarray
+    cycle_error: np.ndarray
+    size_a: tuple[int, int]
+    size_b: tuple[int, int]
+    flow_ab: np.ndarray | None = None
+    flow_ba: np.ndarray | None = None
+    photo_b: Photo | None = None
+
+    def __post_init__(self) -> None:
+        self.points_a = np.ascontiguousarray(self.points_a, np.float32).reshape(-1, 2)
+        self.points_b = np.ascontiguousarray(self.points_b, np.float32).reshape(-1, 2)
+        count = len(self.points_a)
+        for name, dtype in (
+            ("similarity", np.float32),
+            ("confidence", np.float32),
+            ("mutual", np.bool_),
+            ("cycle_error", np.float32),
+        ):
+            setattr(self, name, np.ascontiguousarray(getattr(self, name), dtype))
+            if getattr(self, name).shape != (count,):
+                raise InputError(
+                    f"{name} of shape {getattr(self, name).shape} for {count} points", "give one each"
+                )
+        if len(self.points_b) != count:
+            raise InputError(f"{count} points in A and {len(self.points_b)} in B", "give as many in both")
+        for name, size in (("flow_ab", self.size_a), ("flow_ba", self.size_b)):
+            flow = getattr(self, name)
+            if flow is not None:
+                flow = np.ascontiguousarray(flow, np.float32)
+                setattr(self, name, flow)
+                if flow.shape != (*size, 2):
+                    raise InputError(f"{name} of shape {flow.shape} for an image of {size}", "resize it")
+
+    def __len__(self) -> int:
+        return len(self.points_a)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of A."""
+        return self.size_a
+
+    @property
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """The points in A and in B."""
+        return self.points_a, self.points_b
+
+    @property
+    def fingerprint(self) -> str:
+        """As :attr:`Prediction.fingerprint`, of both images."""
+        return pair_fingerprint(self.provenance.fingerprint(self.photo), self.photo_b)
+
+    def select(self, keep: np.ndarray) -> Matches:
+        """The matches that a mask (N,) or an index array picks; flow is kept."""
+        from dataclasses import replace
+
+        names = ("points_a", "points_b", "similarity", "confidence", "mutual", "cycle_error")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+    def confident(self, threshold: float = 0.5, *, mutual: bool = True) -> Matches:
+        """Matches with at least this confidence, and by default only mutual ones."""
+        return self.select((self.confidence >= threshold) & (self.mutual | (not mutual)))
+
+    def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:
+        """See :class:`Prediction`."""
+        files: dict[str, tuple[str, Writer]] = {
+            "matches.npz": ("all arrays of this result", self._write_npz),
+            "matches.csv": ("points in pixels, centres at +0.5, and scores", self._write_csv),
+            "preview.png": ("both images and matches in colours", lambda path: self.preview().save(path)),
+        }
+        for name, flow in (("flow_ab", self.flow_ab), ("flow_ba", self.flow_ba)):
+            if flow is not None:
+                files[f"{name}.flo"] = ("flow in pixels, Middlebury format", partial(_write_flo, flow))
+                files[f"{name}.png"] = (
+                    "the flow in Middlebury's colours",
+                    partial(_write_flow_picture, flow),
+                )
+        return files
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Prediction`."""
+        second = self.photo_b
+        return {
+            "matches": len(self),
+            "mutual": int(self.mutual.sum()),
+            "dense": self.flow_ab is not None,
+            "second_input": None
+            if second is None
+            else {
+                "name": second.path.name if second.path else second.name,
+                "width": self.size_b[1],
+                "height": self.size_b[0],
+                "pixels_sha256": second.sha256,
+            },
+            "conventions": {
+                "points": "x right, y down, in pixels of their own image, pixel centres at +0.5",
+                "flow": "x, y in pixels; pixel centre plus flow is the place in the other image",
+                "confidence": "0 to 1, orders matches; not a calibrated probability",
+                "cycle_error": "pixels of the first image; NaN where the method does not look back",
+            },
+        }
+
+    def preview(self) -> Image.Image:
+        """Both images beside each other, matches joined by lines of the hue of their place in A."""
+        return draw_matches(self)
+
+    def _write_npz(self, path: Path) -> None:
+        arrays: dict[str, Any] = {
+            "points_a": self.points_a,
+            "points_b": self.points_b,
+            "similarity": self.similarity,
+            "confidence": self.confidence,
+            "mutual": self.mutual,
+            "cycle_error": self.cycle_error,
+            "size_a": np.array(self.size_a),
+            "size_b": np.array(self.size_b),
+        }
+        arrays |= {n: f for n, f in (("flow_ab", self.flow_ab), ("flow_ba", self.flow_ba)) if f is not None}
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    def _write_csv(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            for i in range(len(self)):
+                places = [f"{v:.3f}" for v in (*self.points_a[i], *self.points_b[i])]
+                scores = [f"{self.similarity[i]:.6g}", f"{self.confidence[i]:.4f}", int(self.mutual[i])]
+                writer.writerow([*places, *scores, f"{self.cycle_error[i]:.3f}"])
+
+    def __repr__(self) -> str:
+        dense = ", dense flow" if self.flow_ab is not None else ""
+        return (
+            f"Matches: {len(self)} points ({int(self.mutual.sum())} mutual{dense}) between "
+            f"{self.size_a[1]}×{self.size_a[0]} and {self.size_b[1]}×{self.size_b[0]}; "
+            f"by {self.provenance.method} ({self.provenance.weights})"
+        )
+
+
+def pair_fingerprint(first: str, second: Photo | None) -> str:
+    """Checksum of the work on a pair, from that on its first image and the second image."""
+    import hashlib
+
+    return hashlib.sha256(f"{first}|{second.sha256 if second is not None else None}".encode()).hexdigest()
+
+
+def read_points(path: str | Path) -> np.ndarray:
+    """Points (N, 2) of a CSV file: columns ``x`` and ``y`` (or ``x_a`` and ``y_a``), or the first two.
+
+    Raises:
+        InputError: no such file, or no numbers in it.
+    """
+    path = Path(path)
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read as points ({error})", "give a CSV file with x and y"
+        ) from error
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    columns = (0, 1)
+    if rows:
+        names = [cell.strip().lower() for cell in rows[0]]
+        for pair in (("x", "y"), ("x_a", "y_a")):
+            if set(pair) <= set(names):
+                columns, rows = (names.index(pair[0]), names.index(pair[1])), rows[1:]
+                break
+    try:
+        points = np.array([[float(row[c]) for c in columns] for row in rows], np.float64)
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            f"{path}: not a table of points ({error})", "give columns x and y in pixels"
+        ) from error
+    if not len(points) or not np.isfinite(points).all():
+        raise InputError(f"{path} holds no points", "give rows of x and y in pixels")
+    return points
+
+
+def _write_flo(flow: np.ndarray, path: Path) -> None:
+    from vision3d.io.flow import write_flo
+
+    write_flo(path, flow)
+
+
+def _write_flow_picture(flow: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    from vision3d.colour import colour_flow
+
+    Image.fromarray(colour_flow(flow)).save(path)
+
+
+def draw_matches(matches: Matches, *, limit: int = DRAWN, max_side: int = 800) -> Image.Image:
+    """Both images at one height with up to ``limit`` matches, the most confident, spread over the image."""
+    import colorsys
+
+    from PIL import Image, ImageDraw
+
+    height = min(max_side, max(matches.size_a[0], matches.size_b[0], 256))
+    pictures, scales = [], []
+    for photo, size in ((matches.photo, matches.size_a), (matches.photo_b, matches.size_b)):
+        scale = min(height / size[0], max_side / size[1])
+        shape = max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
+        picture = Image.new("RGB", shape, (96, 96, 96)) if photo is None else photo.to_pil().resize(shape)
+        pictures.append(picture)
+        scales.append(scale)
+    gap = 8
+    width = pictures[0].width + gap + pictures[1].width
+    sheet = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
+    left = pictures[0].width + gap
+    sheet.paste(pictures[0], (0, 0))
+    sheet.paste(pictures[1], (left, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i in _spread(matches, limit):
+        a, b = matches.points_a[i], matches.points_b[i]
+        x, y = a[0] / matches.size_a[1], a[1] / matches.size_a[0]
+        hue = (np.arctan2(y - 0.5, x - 0.5) / (2 * np.pi)) % 1
+        red, green, blue = colorsys.hsv_to_rgb(float(hue), 0.85, 1.0)
+        colour = round(255 * red), round(255 * green), round(255 * blue)
+        start = float(a[0] * scales[0]), float(a[1] * scales[0])
+        end = left + float(b[0] * scales[1]), float(b[1] * scales[1])
+        draw.line([start, end], fill=colour, width=1)
+        for px, py in (start, end):
+            draw.ellipse([px - 3, py - 3, px + 3, py + 3], outline=(0, 0, 0), fill=colour)
+    return sheet
+
+
+def _spread(matches: Matches, limit: int) -> list[int]:
+    """Indices of matches to draw: from the most confident down, not two of them close together in A."""
+    order = np.argsort(-matches.confidence, kind="stable")
+    if len(order) <= limit:
+        return [int(i) for i in order]
+    clearance = 0.6 * np.sqrt(matches.size_a[0] * matches.size_a[1] / limit)
+    chosen: list[int] = []
+    for i in order:
+        place = matches.points_a[i]
+        if all(np.hypot(*(place - matches.points_a[j])) >= clearance for j in chosen):
+            chosen.append(int(i))
+            if len(chosen) == limit:
+                break
+    return chosen
