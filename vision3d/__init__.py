@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
+    from vision3d.pipelines.dmcalib import DMCalib
     from vision3d.pipelines.primedepth import PrimeDepth
-    from vision3d.results import DepthPrediction, Provenance
+    from vision3d.results import CameraPrediction, DepthPrediction, Provenance
     from vision3d.synthetic import render_sample
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "vision3d.backbone",
+    "CameraPrediction": "vision3d.results",
+    "DMCalib": "vision3d.pipelines.dmcalib",
     "DepthPrediction": "vision3d.results",
     "InputError": "vision3d.errors",
     "Intrinsics": "vision3d.camera",
@@ -39,6 +42,8 @@ _HOMES = {
 
 __all__ = [
     "Backbone",
+    "CameraPrediction",
+    "DMCalib",
     "DepthPrediction",
     "InputError",
     "Intrinsics",
