@@ -22,6 +22,10 @@ from vision3d.errors import ResourceError, Vision3DError
 
 VERBS: dict[str, tuple[str, str]] = {
     "depth": ("vision3d.pipelines.primedepth.verb:depth", "affine-invariant depth of photographs and videos"),
+    "calibrate": (
+        "vision3d.pipelines.dmcalib.verb:calibrate",
+        "intrinsics and metric depth of photographs",
+    ),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",
