@@ -50,9 +50,7 @@ def decode(case: Case) -> Results:
             # A fit in which every pixel counts does not depend on what was drawn.
             runs = [decode_intrinsics(image, mode="reference")]
             if runs[0].inlier_ratio < 1:
-                runs += [
-                    decode_intrinsics(image, mode="reference", seed=s) for s in range(1, REFERENCE_RUNS)
-                ]
+                runs += [decode_intrinsics(image, mode="reference", seed=s) for s in range(1, REFERENCE_RUNS)]
             results[name] = np.stack([run.values for run in runs])
         else:
             raise NotImplementedError(f"decoding mode {output['mode']!r}")

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 
-def crop_zoom_transform(width: int, height: int, enlarged: tuple[int, int], offset: tuple[int, int]) -> np.ndarray:
+def crop_zoom_transform(
+    width: int, height: int, enlarged: tuple[int, int], offset: tuple[int, int]
+) -> np.ndarray:
     """(3, 3) that takes a pixel of a window of the enlarged picture to the pixel of the picture it came from.
 
     Args:
@@ -131,9 +133,7 @@ def mirrored(K: np.ndarray, width: int) -> np.ndarray:
     return K
 
 
-def zero_bands(
-    height: int, width: int, rng: np.random.Generator, largest: int = 30
-) -> tuple[slice, slice]:
+def zero_bands(height: int, width: int, rng: np.random.Generator, largest: int = 30) -> tuple[slice, slice]:
     """The rows and columns that stay when two opposite sides get black bands of up to ``largest`` pixels.
 
     The Camera Image is -1 in the bands, and depth is not known there.

@@ -233,7 +233,9 @@ def decode_intrinsics(
         raise InputError(f"decoding mode {mode!r}", "use 'robust' or 'reference'")
     height, width = picture.shape[1:]
     step = 1 if pixels is None else max(1, math.ceil(math.sqrt(height * width / max(pixels, 64))))
-    return _robust_fit(_Field.of(picture, step), (height, width), known, threshold, np.random.default_rng(seed))
+    return _robust_fit(
+        _Field.of(picture, step), (height, width), known, threshold, np.random.default_rng(seed)
+    )
 
 
 def _check_finite(channels: np.ndarray) -> None:
@@ -535,9 +537,8 @@ def _gauss_newton(
         reduced += 1e-12 * np.trace(reduced) * np.eye(len(reduced))
         inverse = np.linalg.inv(reduced)
         move = free @ (inverse @ (free.T @ gradient))
-        # A step may not turn a camera around.
-        turned = ((p + move)[:2] * p[:2] <= 0).any()
-        moved = p + (0.1 * move if turned else move)
+        # The angles are linear in a camera only nearby: no focal length changes by more than a quarter at once.
+        moved = p + move / max(1.0, float(np.abs(move[:2] / p[:2]).max()) / 0.25)
     usable = there_theta & there_psi
     agreeing = ((w_theta > 0) & (w_psi > 0)).sum() / max(1, int(usable.sum()))
     return moved, sigma, _System(inverse, columns, score_theta, j, score_psi, float(agreeing))

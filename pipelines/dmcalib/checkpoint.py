@@ -109,7 +109,9 @@ def load_decoder(path: Path, vae_config: Mapping[str, Any], dtype: torch.dtype |
     """
     tensors = open_checkpoint(path)
     prefixed = all(name.startswith("decoder.") for name in tensors)
-    names = {keymap.modern_attention(name.removeprefix("decoder.") if prefixed else name): name for name in tensors}
+    names = {
+        keymap.modern_attention(name.removeprefix("decoder.") if prefixed else name): name for name in tensors
+    }
     with empty_weights():
         decoder = build_decoder(vae_config)
     source = WeightSource(path, names, keymap.as_linear, dtype, "DM-Calib depth decoder")
@@ -122,7 +124,9 @@ def find_decoder(folder: Path) -> Path:
     for name in DECODER_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(f"{folder}: no {DECODER_FILES[0]} in this folder", "get the complete depth_safe folder")
+    raise WeightsError(
+        f"{folder}: no {DECODER_FILES[0]} in this folder", "get the complete depth_safe folder"
+    )
 
 
 def find_base(root: Path, base: str | Path | None) -> Path:
@@ -149,7 +153,9 @@ def find_base(root: Path, base: str | Path | None) -> Path:
 
 def load_vae(base: Path, dtype: torch.dtype | None = None) -> AutoencoderKL:
     """The autoencoder of a base. Raises WeightsError where it has none."""
-    vae = load_stable_diffusion(base / "vae" if (base / "vae").is_dir() else base, dtype=dtype, load=False).vae
+    vae = load_stable_diffusion(
+        base / "vae" if (base / "vae").is_dir() else base, dtype=dtype, load=False
+    ).vae
     if vae is None:
         raise WeightsError(f"{base}: no autoencoder in there", "give a Stable Diffusion 2.1 folder or file")
     return vae
@@ -177,7 +183,8 @@ class Contexts:
             for prompt, value in known.items():
                 if value.ndim != 2:
                     raise WeightsError(
-                        f"{file}: the embedding of {prompt!r} has shape {tuple(value.shape)}", "give (tokens, width)"
+                        f"{file}: the embedding of {prompt!r} has shape {tuple(value.shape)}",
+                        "give (tokens, width)",
                     )
         has_tower = base.is_file() or (base / "text_encoder").is_dir()
         return cls(known, base if has_tower else None)

@@ -32,7 +32,7 @@ from vision3d.backbone.schedule import (
     to_x0,
 )
 from vision3d.backbone.sharing import share, shared_moments
-from vision3d.backbone.vae import decode, decode_features, encode_moments
+from vision3d.backbone.vae import decode_features, encode_moments
 from vision3d.camera import Intrinsics
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
@@ -92,6 +92,8 @@ class DMCalib:
         depth_decoder: decoder of the depth latents; may be absent.
         contexts: text contexts of the prompts.
         config: what belongs to the weights.
+        camera_decoder: decoder of the camera latents in place of the autoencoder's: small autoencoders do not hold
+            the colours of Camera Images.
     """
 
     def __init__(
@@ -102,8 +104,9 @@ class DMCalib:
         depth_decoder: Decoder | None = None,
         contexts: files.Contexts | None = None,
         config: DMCalibConfig | None = None,
+        camera_decoder: Decoder | None = None,
     ) -> None:
-        self.vae, self.unet = vae, unet
+        self.vae, self.unet, self.camera_decoder = vae, unet, camera_decoder
         self.depth_unet, self.depth_decoder = depth_unet, depth_decoder
         self.contexts = contexts or files.Contexts()
         self.config = config or DMCalibConfig()
@@ -122,6 +125,7 @@ class DMCalib:
             "unet": self.unet,
             "depth_unet": self.depth_unet,
             "depth_decoder": self.depth_decoder,
+            "camera_decoder": self.camera_decoder,
         }
         return {name: network for name, network in found.items() if network is not None}
 
@@ -176,12 +180,14 @@ class DMCalib:
         vae = share(files.load_vae(where, dtype))
         unet = files.load_unet(calib, "calibration UNet", dtype)
         depth = files.subfolder(root, files.DEPTH_FOLDERS, depth_subfolder, "depth UNet")
-        depth_unet = decoder = None
+        depth_unet = decoder = camera_decoder = None
+        if (calib / files.DECODER_FILES[0]).is_file():
+            camera_decoder = files.load_decoder(calib / files.DECODER_FILES[0], vae.config, dtype)
         if depth is not None:
             depth_unet = files.load_unet(depth, "depth UNet", dtype)
             decoder = files.load_decoder(files.find_decoder(depth), vae.config, dtype)
         contexts = files.Contexts.find(root, where, embeddings)
-        pipeline = cls(vae, unet, depth_unet, decoder, contexts, config)
+        pipeline = cls(vae, unet, depth_unet, decoder, contexts, config, camera_decoder)
         pipeline.weights_name = name if calib_subfolder is None else f"{name}, {calib_subfolder}"
         pipeline.weights_sha256 = fingerprint(root, where, calib_subfolder, depth_subfolder)
         pipeline.device = place
@@ -201,10 +207,12 @@ class DMCalib:
             loading.load_weights(network)
         self.vae.save_pretrained(folder / "vae")
         self.unet.save_pretrained(folder / "calib")
-        if self.depth_unet is not None and self.depth_decoder is not None:
+        if self.depth_unet is not None:
             self.depth_unet.save_pretrained(folder / "depth_safe")
-            tensors = {k: v.contiguous() for k, v in self.depth_decoder.state_dict().items()}
-            save_file(tensors, folder / "depth_safe" / files.DECODER_FILES[0])
+        for decoder, place in ((self.camera_decoder, "calib"), (self.depth_decoder, "depth_safe")):
+            if decoder is not None:
+                tensors = {name: value.contiguous() for name, value in decoder.state_dict().items()}
+                save_file(tensors, folder / place / files.DECODER_FILES[0])
         domains = self.config.ranges if self.depth_unet is not None else {"any": 0.0}
         self.contexts.save(
             folder / files.EMBEDDINGS, list(dict.fromkeys(["", *map(files.prompt_of, domains)]))
@@ -305,9 +313,10 @@ class DMCalib:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(N, 3, 8h, 8w)`` in [0, 1] of scaled latents."""
-        with self._resident(self.vae):
-            dtype = next(self.vae.parameters()).dtype
-            pictures = decode(self.vae, latents.to(self.device, dtype) / self.latent_scale)
+        decoder = self.camera_decoder or self.vae.decoder
+        with self._resident(self.vae, decoder):
+            unscaled = latents.to(self.device, self.vae.post_quant_conv.weight.dtype) / self.latent_scale
+            pictures = decode_features(decoder, self.vae.post_quant_conv(unscaled))
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()

@@ -42,10 +42,8 @@ class Canvas:
     @classmethod
     def fit(cls, height: int, width: int, canvas_height: int, canvas_width: int) -> Canvas:
         """The largest picture of that shape on a canvas, in its middle; halves are rounded down."""
-        if canvas_width / canvas_height > width / height:
-            ratio = canvas_height / height
-        else:
-            ratio = canvas_width / width
+        is_tall = canvas_width / canvas_height > width / height
+        ratio = canvas_height / height if is_tall else canvas_width / width
         h, w = math.ceil(height * ratio - 0.5), math.ceil(width * ratio - 0.5)
         x, y = canvas_width - w, canvas_height - h
         return cls(h, w, x // 2, x - x // 2, y // 2, y - y // 2)

@@ -229,9 +229,7 @@ class Loader:
         origin = self.options.provenance(pipeline.weights_name, pipeline.weights_sha256, **(self.more or {}))
 
         def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
-            predictions = list(
-                pipeline.stream(photos, single, batch_size=len(photos), provenance=self.more)
-            )
+            predictions = list(pipeline.stream(photos, single, batch_size=len(photos), provenance=self.more))
             for prediction in predictions:
                 prediction.provenance = origin
                 if common is not None:

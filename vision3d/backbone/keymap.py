@@ -159,7 +159,7 @@ def ldm_vae_key(name: str, levels: int = 4) -> str:
 
 
 def modern_attention(name: str) -> str:
-    """Today's name of an autoencoder tensor whose file, older than diffusers 0.18, says query, key, value, proj_attn."""
+    """Today's name of an autoencoder tensor: before diffusers 0.18 files said query, key, value, proj_attn."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name

@@ -74,7 +74,10 @@ def write_images(
     """
     from scipy.spatial.transform import Rotation
 
-    lines = ["#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME", "#   POINTS2D[] as (X, Y, POINT3D_ID)"]
+    lines = [
+        "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
+        "#   POINTS2D[] as (X, Y, POINT3D_ID)",
+    ]
     for number, (name, pose, camera) in enumerate(zip(names, poses, camera_ids, strict=True), 1):
         world_to_camera = invert_pose(pose)
         x, y, z, w = Rotation.from_matrix(world_to_camera[:3, :3]).as_quat()

@@ -22,10 +22,12 @@ TASKS = {
     "prior-vae": "vision3d.training.prior:PriorVaeTask",
     "prior-unet": "vision3d.training.prior:PriorUnetTask",
     "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
+    "dmcalib-calibration": "vision3d.pipelines.dmcalib.training:CalibrationTask",
+    "dmcalib-depth": "vision3d.pipelines.dmcalib.training:DepthTask",
 }
 """Where each task's class is; loaded when it is trained."""
 
-TaskName = Literal["prior-vae", "prior-unet", "primedepth"]
+TaskName = Literal["prior-vae", "prior-unet", "primedepth", "dmcalib-calibration", "dmcalib-depth"]
 
 
 def load_task(name: str, options: TaskOptions) -> Task:
@@ -65,7 +67,8 @@ def train(
     training.json, which says how to repeat the run and what was measured.
 
     Args:
-        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, or PrimeDepth.
+        task: what to train: the autoencoder or the denoiser of a Stable Diffusion prior, or a method
+            on top of it.
         out: output folder.
         preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
             more, which an unknown name lists.
