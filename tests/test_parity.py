@@ -8,7 +8,7 @@ import pytest
 
 from vision3d.evaluation.parity.runner import run_parity
 
-SYSTEMS = ("backbone", "primedepth")
+SYSTEMS = ("backbone", "primedepth", "dmcalib")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
