@@ -26,6 +26,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "vision3d.pipelines.dmcalib.verb:calibrate",
         "intrinsics and metric depth of photographs",
     ),
+    "measure": (
+        "vision3d.pipelines.dmcalib.measure:measure",
+        "lengths, heights and planes in one photograph",
+    ),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",
@@ -51,6 +55,7 @@ EXTRAS = {
     "gsplat": "cuda",
     "ray": "ray",
     "tensorboard": "train",
+    "pycolmap": "sfm",
 }
 """Optional package → the extra of this package that installs it."""
 

@@ -22,9 +22,7 @@ from vision3d.pipelines.dmcalib.camera_image import (
 CAMERA = Intrinsics(130.0, 141.0, 70.0, 52.0, 128, 96)
 
 
-def picture_of(
-    camera: Intrinsics, noise: float = 0.0, outliers: float = 0.0, seed: int = 0
-) -> np.ndarray:
+def picture_of(camera: Intrinsics, noise: float = 0.0, outliers: float = 0.0, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     picture = (angles_to_channels(encode_angles(camera)) + 1) / 2
     picture = np.clip(picture + rng.normal(0, noise, picture.shape), 0, 1)

@@ -68,7 +68,9 @@ def test_restoring_undoes_crop_and_scaling() -> None:
     edit = Edit(camera, 0.0, 0.0, 100 / 150, (0.0, 0.0), 0.0, (0, 0, 0, 0))
     restored = restore(edited, edit)
     assert restored.camera.fx == restored.camera.fy == 150
-    assert restored.camera.cx == restored.camera.width / 2 and restored.camera.cy == restored.camera.height / 2
+    assert (
+        restored.camera.cx == restored.camera.width / 2 and restored.camera.cy == restored.camera.height / 2
+    )
     # Enlarged by 1.5, so that nothing is lost; compare with the original at the same rays.
     grid = restored.camera.rays()
     u, v = 100 * grid[..., 0] + 80, 100 * grid[..., 1] + 60
@@ -90,7 +92,9 @@ def test_restoring_straightens_what_the_lens_bent() -> None:
     straight = np.ascontiguousarray(np.broadcast_to(stripes[None, :, None], (150, 200, 3)))
     # What a lens with k1 makes of the picture: each of its pixels looks along OpenCV's undistorted ray.
     pixels = camera.pixel_centres().reshape(-1, 1, 2) - 0.5
-    rays = cv2.undistortPoints(pixels, camera.K_integer_centres, np.array([k1, 0, 0, 0.0])).reshape(150, 200, 2)
+    rays = cv2.undistortPoints(pixels, camera.K_integer_centres, np.array([k1, 0, 0, 0.0])).reshape(
+        150, 200, 2
+    )
     bent = cv2.remap(
         straight,
         (rays[..., 0] * 150 + 99.5).astype(np.float32),
