@@ -373,15 +373,14 @@ def _linearise(field: _Field, p: np.ndarray, margin: tuple[float, float]) -> _Li
 
 def _scale(residuals: np.ndarray) -> float:
     """Standard deviation of the bulk of residuals: median deviation, then again without what lies beyond."""
-    size = np.abs(residuals)
-    if len(size) > 1 << 14:
-        size = size[:: len(size) >> 14]
-    sigma = 1.4826 * float(np.median(size)) if len(size) else 0.0
-    for _ in range(5):
-        inside = size[size < 3 * max(sigma, _SIGMA_FLOOR)]
-        if not len(inside):
+    # 2,000 residuals settle it to 3 %, which is more than weights need.
+    size = np.sort(np.abs(residuals[:: max(1, len(residuals) >> 11)]))
+    count, sigma = len(size), 0.0
+    for _ in range(6):
+        if not count:
             break
-        sigma = 1.4826 * float(np.median(inside))
+        sigma = 1.4826 * float(size[count // 2])
+        count = int(np.searchsorted(size, 3 * max(sigma, _SIGMA_FLOOR)))
     return max(sigma, _SIGMA_FLOOR)
 
 
@@ -407,7 +406,7 @@ def _robust_fit(
         moved, sigmas, fit = _gauss_newton(field, p, free, sigmas)
         change = float(np.abs(moved - p).max())
         p = moved
-        if change < 1e-3:
+        if change < 1e-5 * float(np.abs(p[:2]).max()):
             break
     covariance, inliers = _quality(field, free, fit)
     noise = math.degrees(sigmas[0]), math.degrees(sigmas[1])

@@ -557,13 +557,17 @@ class CalibrationTask(_DMCalibTask):
         r = self._recipe
         latents = self.one_step(image)
         latent = (latents - target).square().mean()
-        some = slice(0, max(1, round(r.pixel_share * len(latents))))
-        picture = self.decoded(self.decoder or self.vae.decoder, latents[some])
-        camera, mask = batch["camera"][some], batch["mask"][some]
+        count = max(1, round(r.pixel_share * len(latents)))
+        decoded, rows = latents[:count], torch.arange(len(latents), device=latents.device)[:count]
+        if self.decoder is not None:
+            # A new decoder first has to learn what the latents of a Camera Image mean: from true ones, too.
+            decoded, rows = torch.cat([decoded, target[-count:]]), torch.cat([rows, rows + len(latents) - count])
+        picture = self.decoded(self.decoder or self.vae.decoder, decoded)
+        camera, mask = batch["camera"][rows], batch["mask"][rows]
         # Outside the picture anything goes: the padding is cut off before the camera is read.
         error = (picture - camera).abs() * mask[:, None]
         pixel = error.sum() / (3 * mask.sum()).clamp_min(1)
-        focal = focal_loss(picture, mask, camera, batch["focal"][some])
+        focal = focal_loss(picture, mask, camera, batch["focal"][rows])
         loss = r.pixel_weight * pixel + r.latent_weight * latent + r.focal_weight * focal
         return loss, {"pixel": pixel.detach(), "latent": latent.detach(), "focal": focal.detach()}
 
