@@ -111,6 +111,12 @@ def depth_metrics(prediction: Any, target: Any, valid: Any) -> DepthMetrics:
     )
 
 
+def delta_accuracy(prediction: Any, target: Any, valid: Any, threshold: float) -> float:
+    """Share of the valid pixels with max(d/g, g/d) below a threshold; arguments as in :func:`depth_metrics`."""
+    d, g = _valid_values(prediction, target, valid)
+    return float(np.mean(np.maximum(d / g, g / d) < threshold))
+
+
 def fit_affine(
     prediction: Any,
     target: Any,

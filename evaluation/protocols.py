@@ -13,6 +13,8 @@ import numpy as np
 from vision3d.errors import InputError
 
 KITTI_CROP = (352, 1216)
+DMCALIB_KITTI_CROP = (342, 1216)
+"""The window that DM-Calib's published numbers are taken in, ten rows lower than everyone else's."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ DIODE_RANGE = DepthRange(0.6, 350.0)
 ETH3D_FIT_RESOLUTION = 1024
 
 
-def kitti_crop_origin(height: int, width: int) -> tuple[int, int]:
-    """(left, top) of KITTI's benchmark crop: 352 × 1216 pixels at the bottom, centred.
+def kitti_crop_origin(height: int, width: int, crop: tuple[int, int] = KITTI_CROP) -> tuple[int, int]:
+    """(left, top) of KITTI's benchmark crop: 352 × 1216 pixels (or ``crop``) at the bottom, centred.
 
     Raises:
         InputError: the image is smaller than the crop.
     """
-    crop_height, crop_width = KITTI_CROP
+    crop_height, crop_width = crop
     if height < crop_height or width < crop_width:
         raise InputError(
             f"KITTI image of {width}×{height} pixels",

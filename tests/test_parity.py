@@ -8,7 +8,7 @@ import pytest
 
 from vision3d.evaluation.parity.runner import run_parity
 
-SYSTEMS = ("backbone", "primedepth", "sd_dino", "stablenormal")
+SYSTEMS = ("backbone", "dmcalib", "primedepth", "sd_dino", "stablenormal")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
     from vision3d.io.images import Photo, load_photo
     from vision3d.matches import Matches
+    from vision3d.pipelines.dmcalib import DMCalib
     from vision3d.pipelines.primedepth import PrimeDepth
     from vision3d.pipelines.scene import Scene, ScenePipeline
     from vision3d.pipelines.sd_dino import SDDino
     from vision3d.pipelines.stablenormal import StableNormal
-    from vision3d.results import DepthPrediction, NormalPrediction, Provenance
+    from vision3d.results import CameraPrediction, DepthPrediction, NormalPrediction, Provenance
     from vision3d.scene import ScenePrediction
     from vision3d.synthetic import render_sample
     from vision3d.viewer import view
@@ -28,6 +29,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "vision3d.backbone",
+    "CameraPrediction": "vision3d.results",
+    "DMCalib": "vision3d.pipelines.dmcalib",
     "DepthPrediction": "vision3d.results",
     "InputError": "vision3d.errors",
     "Intrinsics": "vision3d.camera",
@@ -53,6 +56,8 @@ _HOMES = {
 
 __all__ = [
     "Backbone",
+    "CameraPrediction",
+    "DMCalib",
     "DepthPrediction",
     "InputError",
     "Intrinsics",

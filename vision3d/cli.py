@@ -28,6 +28,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "view": ("vision3d.viewer.verb:view", "look at results and 3D files, measure, export a page"),
     "match": ("vision3d.pipelines.sd_dino.verb:match", "corresponding points of different photographs"),
     "swap": ("vision3d.pipelines.sd_dino.verb:swap", "put one photograph's object in another's place"),
+    "calibrate": (
+        "vision3d.pipelines.dmcalib.verb:calibrate",
+        "intrinsics and metric depth of photographs",
+    ),
+    "measure": (
+        "vision3d.pipelines.dmcalib.measure:measure",
+        "lengths, heights and planes in one photograph",
+    ),
     "synthesize": (
         "vision3d.synthetic.verb:synthesize",
         "render scenes of the procedural world with ground truth",
@@ -53,6 +61,7 @@ EXTRAS = {
     "gsplat": "cuda",
     "ray": "ray",
     "tensorboard": "train",
+    "pycolmap": "sfm",
 }
 """Optional package → the extra of this package that installs it."""
 

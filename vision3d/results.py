@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECORD",
+    "CameraPrediction",
     "DepthPrediction",
     "DepthSpace",
     "GeometryLimits",
@@ -96,6 +97,11 @@ class DepthPrediction(Prediction):
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.depth.shape[0], self.depth.shape[1]
+
+    @property
+    def stem(self) -> str:
+        """Name of its files: metric depth is told from depth of unknown unit by name, too."""
+        return "metric_depth" if self.space == "metric depth" else "depth"
 
     @property
     def is_inverse(self) -> bool:
@@ -189,6 +195,7 @@ class DepthPrediction(Prediction):
         from vision3d.io import mesh as mesh_files
 
         unit = f" in {self.unit}" if self.unit else ""
+        stem = self.stem
         text = {"space": self.space, **({"unit": self.unit} if self.unit else {})}
         scaling = self._png_scaling()
         axes = "OpenCV camera axes (x right, y down, z forward)"
@@ -199,8 +206,8 @@ class DepthPrediction(Prediction):
             mesh_files.write_ply(path, cloud, comments=(f"{axes}; {scale}",))
 
         files: dict[str, tuple[str, Writer]] = {
-            "depth.npy": (f"{self.space}{unit}, float32 (H, W)", lambda path: write_npy(path, self.depth)),
-            "depth.png": (
+            f"{stem}.npy": (f"{self.space}{unit}, float32 (H, W)", lambda path: write_npy(path, self.depth)),
+            f"{stem}.png": (
                 f"{self.space}{unit}, 16 bits: value = offset + scale * number, 0 is no value",
                 lambda path: depth_files.write_depth_png(path, self.depth, self.usable(), scaling, text),
             ),
@@ -218,12 +225,12 @@ class DepthPrediction(Prediction):
             )
         files |= self._mesh_writers(formats, limits, scale)
         if "exr" in formats:
-            files["depth.exr"] = (
+            files[f"{stem}.exr"] = (
                 f"{self.space}{unit}, 32-bit float, channel Y",
                 lambda path: depth_files.write_exr(path, {"Y": self.depth}, text),
             )
         if "npz" in formats:
-            files["depth.npz"] = ("depth, valid, K and space in one file", self._write_npz)
+            files[f"{stem}.npz"] = ("depth, valid, K and space in one file", self._write_npz)
         return files
 
     def _mesh_writers(
@@ -478,6 +485,157 @@ class NormalPrediction(Prediction):
             f"{100 * float(self.usable().mean()):.0f} % of pixels; by {self.provenance.method} "
             f"({self.provenance.weights})"
         )
+
+
+@dataclass(eq=False, repr=False)
+class CameraPrediction(Prediction):
+    """The intrinsics of one photograph, and its metric depth if that was asked for.
+
+    ``camera`` holds the intrinsics for the photograph as it was given, whatever the size it was processed at.
+
+    Attributes:
+        covariance: (4, 4) of (fx, fy, cx, cy) in pixels² of the photograph, or None where it is not known.
+        inlier_ratio: share of the predicted rays that agree with the camera, in [0, 1].
+        samples: (E, 4) fx, fy, cx, cy of each sample of the ensemble, in pixels of the photograph, or None.
+        camera_image: (3, h, w) float32 in [0, 1], what the network predicted, without padding; or None.
+        depth: metric depth, or None.
+        shared_by: number of photographs that share this camera.
+
+    Raises:
+        InputError: no camera, or a covariance or depth that does not fit it.
+    """
+
+    kind: ClassVar[str] = "camera"
+    formats: ClassVar[tuple[str, ...]] = DepthPrediction.formats
+
+    covariance: np.ndarray | None = None
+    inlier_ratio: float = 1.0
+    samples: np.ndarray | None = None
+    camera_image: np.ndarray | None = None
+    depth: DepthPrediction | None = None
+    shared_by: int = 1
+
+    def __post_init__(self) -> None:
+        if self.camera is None:
+            raise InputError("a camera prediction without a camera", "give camera=Intrinsics(...)")
+        if self.covariance is not None and np.shape(self.covariance) != (4, 4):
+            raise InputError(
+                f"covariance of shape {np.shape(self.covariance)}", "give (4, 4) of fx, fy, cx, cy"
+            )
+        if self.depth is not None and self.depth.size != self.size:
+            raise InputError(
+                f"depth of {self.depth.size[1]}×{self.depth.size[0]} with a camera for {self.camera}",
+                "resize one of them",
+            )
+
+    @property
+    def intrinsics(self) -> Intrinsics:
+        """The camera."""
+        assert self.camera is not None
+        return self.camera
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the photograph."""
+        return self.intrinsics.height, self.intrinsics.width
+
+    @property
+    def sigma(self) -> np.ndarray | None:
+        """(4,) standard deviations of fx, fy, cx, cy in pixels, or None."""
+        if self.covariance is None:
+            return None
+        return np.sqrt(np.clip(np.diag(self.covariance), 0, None))
+
+    @property
+    def exif(self) -> Intrinsics | None:
+        """What the photograph's EXIF says of the focal length, as a camera with its centre in the middle."""
+        if self.photo is None or not self.photo.focal_px:
+            return None
+        height, width = self.photo.size
+        return Intrinsics.from_focal(self.photo.focal_px, width, height)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of camera.json: all lengths in pixels of the photograph, pixel centres at +0.5."""
+        camera, sigma, exif = self.intrinsics, self.sigma, self.exif
+        return {
+            **camera.to_dict(),
+            "fov_x_degrees": camera.fov_x,
+            "fov_y_degrees": camera.fov_y,
+            "pixel_centres": "+0.5",
+            "order": ["fx", "fy", "cx", "cy"],
+            "covariance": None if self.covariance is None else np.asarray(self.covariance).tolist(),
+            "sigma": None if sigma is None else sigma.tolist(),
+            "inlier_ratio": float(self.inlier_ratio),
+            "samples": None if self.samples is None else np.asarray(self.samples).tolist(),
+            "shared_by": self.shared_by,
+            "exif": None
+            if exif is None
+            else {
+                "focal_px": exif.fx,
+                "fov_x_degrees": exif.fov_x,
+                "estimate_relative_to_exif": camera.fx / exif.fx,
+            },
+        }
+
+    def summary(self) -> str:
+        """One line: the angles of view, the focal length with its uncertainty, and EXIF's beside it."""
+        camera, sigma, exif = self.intrinsics, self.sigma, self.exif
+        spread = "" if sigma is None else f" ± {sigma[0]:.0f}"
+        text = (
+            f"{camera.fov_x:.1f}° × {camera.fov_y:.1f}°, fx {camera.fx:.0f}{spread} px, fy {camera.fy:.0f} px, "
+            f"centre ({camera.cx:.0f}, {camera.cy:.0f}) of {camera.width}×{camera.height}"
+        )
+        if exif is None:
+            return f"{text}; no focal length in EXIF"
+        return f"{text}; EXIF: {exif.fx:.0f} px, {exif.fov_x:.1f}° ({camera.fx / exif.fx - 1:+.1%} to it)"
+
+    def preview(self) -> Image.Image:
+        """The photograph, the predicted Camera Image, and the depth, side by side."""
+        from PIL import Image as pil
+
+        from vision3d.colour import colour_depth, side_by_side
+
+        height, width = self.size
+        panels = [self.photo.rgb8] if self.photo is not None else []
+        if self.camera_image is not None:
+            picture = np.round(255 * np.clip(self.camera_image, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+            panels.append(np.asarray(pil.fromarray(picture).resize((width, height))))
+        if self.depth is not None:
+            panels.append(colour_depth(self.depth.depth, self.depth.usable(), inverse=False))
+        if not panels:
+            panels.append(np.full((height, width, 3), 127, np.uint8))
+        return side_by_side(panels)
+
+    def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:
+        """See :class:`Prediction`; with depth also everything that metric depth writes."""
+        from vision3d.io.files import json_bytes
+        from vision3d.prediction import plain
+
+        def write_camera(path: Path) -> None:
+            path.write_bytes(json_bytes(plain(self.to_dict())))
+
+        files = {} if self.depth is None else self.depth.writers(formats, limits)
+        files |= {
+            "camera.json": ("intrinsics of the photograph in pixels, with covariance", write_camera),
+            "preview.png": (
+                "photograph, predicted Camera Image, and depth if there is one",
+                lambda path: self.preview().save(path),
+            ),
+        }
+        return files
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Prediction`."""
+        content = self.to_dict()
+        said = ("covariance", "sigma", "inlier_ratio", "shared_by", "exif")
+        described: dict[str, Any] = {"calibration": {name: content[name] for name in said}}
+        if self.depth is not None:
+            described |= self.depth.describe()
+        return described
+
+    def __repr__(self) -> str:
+        depth = "" if self.depth is None else ", with metric depth"
+        return f"CameraPrediction: {self.summary()}{depth}; by {self.provenance.method} ({self.provenance.weights})"
 
 
 def _write_labels(path: Path, labels: np.ndarray) -> None:

@@ -158,6 +158,13 @@ def ldm_vae_key(name: str, levels: int = 4) -> str:
     return f"{side}.{rest}"
 
 
+def modern_attention(name: str) -> str:
+    """Today's name of an autoencoder tensor: before diffusers 0.18 files said query, key, value, proj_attn."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
 def as_convolution(name: str, value: Tensor) -> Tensor:
     """The inverse of :func:`as_linear`, for writing the LDM layout of an autoencoder."""
     if ".attentions." in name and value.ndim == 2:

@@ -21,6 +21,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vision3d.backbone import keymap
 from vision3d.errors import WeightsError
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -334,6 +335,8 @@ def load_component(
 ) -> nn.Module:
     """A diffusers component (``config.json`` and one weight file) from its folder.
 
+    Autoencoders may have the attention names of diffusers before 0.18, as the released SD 2.1 folder has.
+
     Raises:
         WeightsError: config or weights are missing, damaged or of another network.
     """
@@ -343,9 +346,9 @@ def load_component(
     tensors = open_checkpoint(file)
     with empty_weights():
         module = cls.from_config(config)  # type: ignore[attr-defined]
-    source = WeightSource(
-        file, {name: name for name in tensors}, dtype=dtype, label=f"{folder.name} ({cls.__name__})"
-    )
+    rename = keymap.modern_attention if cls.__name__ == "AutoencoderKL" else str
+    names = {rename(name): name for name in tensors}
+    source = WeightSource(file, names, dtype=dtype, label=f"{folder.name} ({cls.__name__})")
     return attach(module, source, load=load)
 
 

@@ -186,7 +186,7 @@ def _from_file(path: Path, dtype: torch.dtype | None, load: bool) -> StableDiffu
             unet = _build(UNet2DConditionModel, path, tensors, "", lambda n: n, unet_config, dtype, load)
         elif "encoder.conv_in.weight" in tensors:
             modern = any(name.startswith("encoder.down_blocks.") for name in tensors)
-            rename = _legacy_attention if modern else keymap.vae_key
+            rename = keymap.modern_attention if modern else keymap.vae_key
             vae = _build(AutoencoderKL, path, tensors, "", rename, vae_config, dtype, load)
         elif "input_blocks.0.0.weight" in tensors:
             unet = _build(
@@ -207,13 +207,6 @@ def _unet_rename(tensors: Mapping[str, Tensor]) -> Callable[[str], str | None]:
     ends = [int(m[1]) for n in tensors if (m := re.search(r"input_blocks\.(\d+)\.0\.op\.weight$", n))]
     res_blocks = min(ends) - 1 if ends else 2
     return lambda key: keymap.unet_key(key, res_blocks)
-
-
-def _legacy_attention(name: str) -> str:
-    """Autoencoder files older than diffusers 0.18 call the attention projections query, key, value, proj_attn."""
-    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
-    return name
 
 
 def _build(

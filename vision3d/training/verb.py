@@ -25,6 +25,8 @@ TASKS = {
     "primedepth": "vision3d.pipelines.primedepth.training:PrimeDepthTask",
     "stablenormal-yoso": "vision3d.pipelines.stablenormal.training:YosoTask",
     "stablenormal-refine": "vision3d.pipelines.stablenormal.training:RefineTask",
+    "dmcalib-calibration": "vision3d.pipelines.dmcalib.training:CalibrationTask",
+    "dmcalib-depth": "vision3d.pipelines.dmcalib.training:DepthTask",
     "dino": "vision3d.pipelines.sd_dino.training:DinoTask",
 }
 """Where each task's class is; loaded when it is trained."""
@@ -36,6 +38,8 @@ TaskName = Literal[
     "primedepth",
     "stablenormal-yoso",
     "stablenormal-refine",
+    "dmcalib-calibration",
+    "dmcalib-depth",
     "dino",
 ]
 

@@ -1,0 +1,300 @@
+"""``vision3d calibrate``: the camera of photographs, and their metric depth, with DM-Calib."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vision3d.errors import InputError
+from vision3d.progress import say
+from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
+
+if TYPE_CHECKING:
+    from vision3d.camera import Intrinsics
+    from vision3d.io.images import Photo
+    from vision3d.pipelines.dmcalib.options import CalibrationOptions
+    from vision3d.pipelines.dmcalib.pipeline import DMCalib
+    from vision3d.prediction import Prediction
+
+
+def calibrate(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    out: Path,
+    depth: bool = False,
+    domain: Literal["indoor", "outdoor", "object", "any"] | None = None,
+    scale_10: bool | None = None,
+    weights: str | None = None,
+    base: str | None = None,
+    calib_subfolder: str | None = None,
+    depth_subfolder: str | None = None,
+    embeddings: Path | None = None,
+    steps: int | None = None,
+    ensemble: int | None = None,
+    noise: Literal["gaussian", "zeros"] | None = None,
+    spacing: Literal["leading", "trailing"] | None = None,
+    max_size: int | None = None,
+    mode: Literal["robust", "reference"] = "robust",
+    quantize: bool = False,
+    square_pixels: bool = False,
+    centered: bool = False,
+    focal: float | None = None,
+    use_exif: bool = False,
+    shared: bool = False,
+    exact_size: bool = True,
+    formats: tuple[Literal["exr", "npz", "obj"], ...] = (),
+    export: Literal["colmap", "nerfstudio"] | None = None,
+    seed: int = 666,
+    batch_size: int = 1,
+    device: str = "auto",
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
+    memory: str = "auto",
+    recursive: bool = False,
+    overwrite: bool = False,
+) -> RunSummary:
+    """Estimate the intrinsics of photographs, and with --depth their depth in metres (DM-Calib).
+
+    For each input, OUT/NAME/ gets camera.json (fx, fy, cx, cy in pixels of the photograph, their covariance, the
+    field of view, and what EXIF says), preview.png and result.json; with --depth also metric_depth.npy (float32,
+    metres), metric_depth.png (16 bits), points.ply and mesh.glb. Inputs whose results are complete and right are
+    skipped; a bad file does not stop the others.
+
+    Args:
+        inputs: photographs, folders, patterns such as 'photos/*.jpg', or videos.
+        out: output folder.
+        depth: also predict metric depth.
+        domain: of the depth: indoor, outdoor, object, or any for the empty prompt; by default the weights' own
+            (outdoor for the published ones).
+        scale_10: whether the depth decoder's output spans [-10, 10]; by default as the weights say.
+        weights: "mini" (the embedded ones), a pulled name, or a folder; by default the official ones if they were
+            pulled, else the embedded ones.
+        base: folder or file of Stable Diffusion 2.1, for weights that come without it.
+        calib_subfolder: calibration network in the weights' folder, e.g. calib2.
+        depth_subfolder: depth networks in the weights' folder.
+        embeddings: safetensors file of the prompts' embeddings, in place of a text encoder.
+        steps: denoising steps; the weights' own by default (20 for the published ones). Few are fast.
+        ensemble: noise samples per photograph, in one batch.
+        noise: gaussian, or zeros for weights that were trained for one step.
+        spacing: of the steps over the schedule; trailing for fewer than 10 steps.
+        max_size: side of the canvas that cameras are predicted on, a multiple of 8.
+        mode: robust decoding, or the published one.
+        quantize: pass predicted pictures through 8 bits, as the published code does.
+        square_pixels: let fx and fy be equal.
+        centered: put the principal point in the middle.
+        focal: known focal length in pixels of the photograph.
+        use_exif: take EXIF's focal length as known, where there is one.
+        shared: all inputs are from one camera: give them the median of their cameras.
+        exact_size: pad what is no multiple of 8 for the depth networks; off as in the published code.
+        formats: further files to write.
+        export: also write all cameras to OUT, as COLMAP's cameras.txt or nerfstudio's transforms.json.
+        seed: of the noise.
+        batch_size: photographs that are processed together.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        memory: budget such as 6.5G; networks that do not fit at once are loaded in turn.
+        recursive: look into nested folders.
+        overwrite: compute again what is there.
+    """
+    from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+    from vision3d.io.files import check_writable
+    from vision3d.pipelines.dmcalib.options import CalibrationOptions
+
+    total = check_inputs(inputs, recursive=recursive)
+    check_writable(out)
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}", "give 1 or more")
+    if memory != "auto":
+        parse_bytes(memory)
+    options = CalibrationOptions(
+        steps=steps,
+        ensemble=ensemble,
+        seed=seed,
+        noise=noise,
+        spacing=spacing,
+        mode=mode,
+        quantize=quantize,
+        square_pixels=square_pixels,
+        centered=centered,
+        focal=focal,
+        max_size=max_size,
+        depth=depth,
+        domain=domain,
+        scale_10=scale_10,
+        exact_size=exact_size,
+        use_exif=use_exif,
+        shared=shared,
+        dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
+    )
+    options.check()
+    source = WeightsChoice(weights, base, calib_subfolder, depth_subfolder, embeddings)
+    config, name, sha256 = source.identify()
+    options = options.completed(config)
+    if depth:
+        config.range_of(str(options.domain))
+    among = photographs_digest(inputs, recursive) if shared else None
+    more = {} if among is None else {"shared_by_photographs": among}
+    provenance = options.provenance(name, sha256, **more)
+    loader = Loader(source, options, device, memory, inputs if shared else (), recursive, more)
+    summary = run_folder(
+        lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
+        loader,
+        out,
+        fingerprint=provenance.fingerprint,
+        formats=formats if depth else (),
+        batch_size=batch_size,
+        overwrite=overwrite,
+        total=total,
+        description="cameras",
+    )
+    if export is not None:
+        export_cameras(summary, export)
+    return summary
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """Which weights a person asked for.
+
+    Attributes:
+        weights, base, calib_subfolder, depth_subfolder, embeddings: as the verb takes them.
+    """
+
+    weights: str | None = None
+    base: str | None = None
+    calib_subfolder: str | None = None
+    depth_subfolder: str | None = None
+    embeddings: Path | None = None
+
+    def identify(self) -> tuple[Any, str, str]:
+        """Configuration, name and checksum of the weights; no network is loaded for it."""
+        from vision3d.pipelines.dmcalib import checkpoint as files
+        from vision3d.pipelines.dmcalib.options import DMCalibConfig
+        from vision3d.pipelines.dmcalib.pipeline import fingerprint
+        from vision3d.weights import resolve
+
+        root, name = resolve("dmcalib", self.weights)
+        base = files.find_base(root, self.base)
+        name = name if self.calib_subfolder is None else f"{name}, {self.calib_subfolder}"
+        checksum = fingerprint(root, base, self.calib_subfolder, self.depth_subfolder)
+        return DMCalibConfig.read(root), name, checksum
+
+    def load(self, options: CalibrationOptions, device: str, memory: str) -> DMCalib:
+        """The pipeline."""
+        from vision3d.pipelines.dmcalib.pipeline import DMCalib
+
+        pipeline = DMCalib.from_pretrained(
+            self.weights,
+            base=self.base,
+            calib_subfolder=self.calib_subfolder,
+            depth_subfolder=self.depth_subfolder,
+            embeddings=self.embeddings,
+            torch_dtype=options.dtype,
+            device=device,
+            memory=memory,
+        )
+        say(f"weights: {pipeline.weights_name}")
+        return pipeline
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes the loaded method; plain data, so that another process can make it, too.
+
+    Attributes:
+        source: the weights.
+        options: settings of the run.
+        device, memory: as the verb takes them.
+        shared_inputs: photographs whose common camera is found first; none if each has its own.
+        recursive: as the verb takes it.
+        more: further settings to record.
+    """
+
+    source: WeightsChoice
+    options: CalibrationOptions
+    device: str
+    memory: str
+    shared_inputs: tuple[str, ...] = ()
+    recursive: bool = False
+    more: dict[str, Any] | None = None
+
+    def __call__(self) -> Process:
+        """The method, its networks loaded."""
+        pipeline = self.source.load(self.options, self.device, self.memory)
+        common = self._common_camera(pipeline) if self.shared_inputs else None
+        single = replace(self.options, shared=False, depth=self.options.depth and common is None)
+        origin = self.options.provenance(pipeline.weights_name, pipeline.weights_sha256, **(self.more or {}))
+
+        def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
+            predictions = list(pipeline.stream(photos, single, batch_size=len(photos), provenance=self.more))
+            for prediction in predictions:
+                prediction.provenance = origin
+                if common is not None:
+                    prediction.camera, prediction.covariance, prediction.shared_by = common
+                    prediction.camera_source = f"estimated by DM-Calib, median of {common[2]} photographs"
+                    if self.options.depth:
+                        assert prediction.photo is not None
+                        prediction.depth = pipeline.depth(
+                            prediction.photo, prediction.intrinsics, self.options
+                        )
+                if prediction.depth is not None:
+                    prediction.depth.provenance = origin
+                    prediction.depth.camera_source = prediction.camera_source
+                say(f"{prediction.photo.name if prediction.photo else 'image'}: {prediction.summary()}")
+            return predictions
+
+        return process
+
+    def _common_camera(self, pipeline: DMCalib) -> tuple[Intrinsics, Any, int]:
+        """Camera, covariance and number of photographs of all inputs together."""
+        from vision3d.pipelines.dmcalib.pipeline import share_camera
+
+        single = replace(self.options, shared=False, depth=False)
+        photos = (ref.load() for ref in photo_refs(list(self.shared_inputs), recursive=self.recursive))
+        cameras = []
+        for prediction in pipeline.stream(photos, single):
+            # The pixels are not needed any more, and there may be many.
+            cameras.append(replace_photo(prediction))
+        shared = share_camera(cameras)[0]
+        return shared.intrinsics, shared.covariance, shared.shared_by
+
+
+def replace_photo(prediction: Any) -> Any:
+    """A camera prediction without its photograph and pictures, for keeping many."""
+    import dataclasses
+
+    return dataclasses.replace(prediction, photo=None, camera_image=None)
+
+
+def photographs_digest(inputs: Sequence[str], recursive: bool) -> str:
+    """Checksum of all photographs of a run, which a shared camera depends on."""
+    digest = hashlib.sha256()
+    for ref in photo_refs(list(inputs), recursive=recursive):
+        digest.update(ref.load().sha256.encode())
+    return digest.hexdigest()
+
+
+def export_cameras(summary: RunSummary, kind: str) -> None:
+    """Write the cameras of a run's results to its output folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import json
+
+    from vision3d.camera import Intrinsics
+    from vision3d.io.colmap import write_cameras
+    from vision3d.io.transforms import write_transforms
+
+    cameras = {}
+    for outcome in summary.outcomes:
+        if outcome.folder is not None:
+            entry = json.loads((outcome.folder / "camera.json").read_text(encoding="utf-8"))
+            cameras[outcome.label] = Intrinsics.from_dict(entry)
+    if kind == "colmap":
+        write_cameras(summary.out / "cameras.txt", list(cameras.values()))
+    else:
+        write_transforms(summary.out / "transforms.json", cameras)

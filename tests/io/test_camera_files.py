@@ -1,0 +1,62 @@
+"""COLMAP's and nerfstudio's camera files, there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vision3d.camera import Intrinsics, look_at
+from vision3d.errors import InputError
+from vision3d.io.colmap import read_cameras, read_images, write_cameras, write_images
+from vision3d.io.transforms import read_transforms, write_transforms
+
+CAMERAS = {"a.jpg": Intrinsics(500.5, 501, 320, 240, 640, 480), "b.jpg": Intrinsics(90, 91, 32, 24, 64, 48)}
+POSES = {"a.jpg": np.eye(4), "b.jpg": look_at([1.0, -0.4, 0.2], [0, 0, 5])}
+
+
+def test_colmap_text_models(tmp_path: Path) -> None:
+    write_cameras(tmp_path / "cameras.txt", list(CAMERAS.values()))
+    assert list(read_cameras(tmp_path / "cameras.txt").values()) == list(CAMERAS.values())
+    line = (tmp_path / "cameras.txt").read_text().splitlines()[-1]
+    assert line == "2 PINHOLE 64 48 90.0 91.0 32.0 24.0"
+    write_images(tmp_path / "images.txt", list(POSES), list(POSES.values()), [1, 2])
+    images = read_images(tmp_path / "images.txt")
+    for name, pose in POSES.items():
+        np.testing.assert_allclose(images[name][0], pose, atol=1e-12)
+    # COLMAP's own convention: the world's origin in the camera's axes is the translation.
+    row = next(r for r in (tmp_path / "images.txt").read_text().splitlines() if r.endswith("b.jpg")).split()
+    rotation, centre = POSES["b.jpg"][:3, :3], POSES["b.jpg"][:3, 3]
+    np.testing.assert_allclose([float(v) for v in row[5:8]], -rotation.T @ centre, atol=1e-12)
+
+
+def test_other_models_and_damage_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "cameras.txt"
+    file.write_text("1 OPENCV 640 480 500 500 320 240 0 0 0 0\n")
+    with pytest.raises(InputError, match="OPENCV"):
+        read_cameras(file)
+    file.write_text("1 PINHOLE 640\n")
+    with pytest.raises(InputError, match="damaged"):
+        read_cameras(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_cameras(tmp_path / "none.txt")
+
+
+def test_transforms_for_nerfstudio(tmp_path: Path) -> None:
+    file = tmp_path / "transforms.json"
+    write_transforms(file, CAMERAS, POSES)
+    for name, (camera, pose) in read_transforms(file).items():
+        assert camera == CAMERAS[name]
+        np.testing.assert_allclose(pose, POSES[name], atol=1e-12)
+    frames = json.loads(file.read_text())["frames"]
+    # An OpenGL camera in a world with z up: the first one looks along +y, with its up along +z.
+    first = np.array(frames[0]["transform_matrix"])
+    np.testing.assert_allclose(first[:3, 1], [0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(-first[:3, 2], [0, 1, 0], atol=1e-12)
+    one = dict.fromkeys(POSES, CAMERAS["a.jpg"])
+    write_transforms(file, one, POSES)
+    assert json.loads(file.read_text())["fl_x"] == 500.5
+    with pytest.raises(InputError, match="different images"):
+        write_transforms(file, CAMERAS, {"a.jpg": np.eye(4)})

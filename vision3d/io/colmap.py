@@ -1,0 +1,113 @@
+"""COLMAP's text model: cameras.txt, images.txt.
+
+COLMAP puts pixel centres at +0.5, as this library does; its poses are world-to-camera.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vision3d.camera import Intrinsics, invert_pose
+from vision3d.errors import InputError
+from vision3d.io.files import atomic_write_bytes
+
+_HEAD = "# Camera list with one line of data per camera:\n#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n"
+
+
+def write_cameras(path: Path, cameras: Sequence[Intrinsics]) -> None:
+    """Write ``cameras.txt`` with PINHOLE cameras (fx fy cx cy), numbered from 1.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    lines = [_HEAD + f"# Number of cameras: {len(cameras)}"]
+    for number, camera in enumerate(cameras, 1):
+        values = " ".join(repr(float(value)) for value in (camera.fx, camera.fy, camera.cx, camera.cy))
+        lines.append(f"{number} PINHOLE {camera.width} {camera.height} {values}")
+    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_cameras(path: Path) -> dict[int, Intrinsics]:
+    """Cameras of a ``cameras.txt`` by number; PINHOLE and SIMPLE_PINHOLE.
+
+    Raises:
+        InputError: missing, damaged, or a camera of another model.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path") from error
+    cameras = {}
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            number, model, width, height, *values = line.split()
+            numbers = [float(value) for value in values]
+            if model == "SIMPLE_PINHOLE":
+                numbers = [numbers[0], *numbers]
+            elif model != "PINHOLE":
+                raise InputError(f"{path}: camera model {model}", "undistort the images to PINHOLE first")
+            fx, fy, cx, cy = numbers
+            cameras[int(number)] = Intrinsics(fx, fy, cx, cy, int(width), int(height))
+        except ValueError as error:
+            raise InputError(f"{path}: damaged line {line!r}", "export the model as text again") from error
+    return cameras
+
+
+def write_images(
+    path: Path, names: Sequence[str], poses: Sequence[np.ndarray], camera_ids: Sequence[int]
+) -> None:
+    """Write ``images.txt`` without observed points.
+
+    Args:
+        path: of the file.
+        names: of the images.
+        poses: (4, 4) camera-to-world, OpenCV axes.
+        camera_ids: which camera took each.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from scipy.spatial.transform import Rotation
+
+    lines = [
+        "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
+        "#   POINTS2D[] as (X, Y, POINT3D_ID)",
+    ]
+    for number, (name, pose, camera) in enumerate(zip(names, poses, camera_ids, strict=True), 1):
+        world_to_camera = invert_pose(pose)
+        x, y, z, w = Rotation.from_matrix(world_to_camera[:3, :3]).as_quat()
+        values = " ".join(repr(float(v)) for v in (w, x, y, z, *world_to_camera[:3, 3]))
+        lines += [f"{number} {values} {camera} {name}", ""]
+    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_images(path: Path) -> Mapping[str, tuple[np.ndarray, int]]:
+    """Name → (camera-to-world pose (4, 4), camera number) of an ``images.txt``.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    from scipy.spatial.transform import Rotation
+
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path") from error
+    images = {}
+    for line in lines[::2]:
+        if not line.strip():
+            continue
+        try:
+            _, qw, qx, qy, qz, tx, ty, tz, camera, name = line.split(maxsplit=9)
+            world_to_camera = np.eye(4)
+            world_to_camera[:3, :3] = Rotation.from_quat([float(q) for q in (qx, qy, qz, qw)]).as_matrix()
+            world_to_camera[:3, 3] = [float(t) for t in (tx, ty, tz)]
+            images[name] = invert_pose(world_to_camera), int(camera)
+        except ValueError as error:
+            raise InputError(f"{path}: damaged line {line!r}", "export the model as text again") from error
+    return images
