@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,6 +96,17 @@ def press(page: Any, words: str) -> None:
     page.click(*place)
 
 
+def saved_picture(page: Any) -> np.ndarray:
+    """(H, W, 3) uint8 of the file that the page has offered to save."""
+    page.wait_for("!!window.saved && window.saved.download === 'desk.png'")
+    text = page.run(
+        "new Promise(done => { const i = new Image(); i.onload = () => { const c = document.createElement('canvas');"
+        " c.width = i.width; c.height = i.height; c.getContext('2d').drawImage(i, 0, 0); done(c.toDataURL()); };"
+        " i.src = window.saved.href; })"
+    )
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))).convert("RGB"))
+
+
 def difference_from_photo(screen: np.ndarray, photo: np.ndarray, fov: float, centre: Any, demo: Any) -> float:
     """Mean difference, in 0 … 255, between the free part of a screen and the photograph where it must be."""
     camera = demo.resolved_camera()[0]
@@ -127,6 +141,7 @@ def test_the_exported_page_draws_and_measures_without_a_network(
     )
     page.open(exported.as_uri())
     page.wait_for(READY)
+    page.run("HTMLAnchorElement.prototype.click = function () { window.saved = this; }; 0")
     assert all(url.startswith(("file:", "blob:", "data:")) for url in page.requests)
 
     # From where the photograph was taken, the mesh looks like the photograph.
@@ -147,6 +162,10 @@ def test_the_exported_page_draws_and_measures_without_a_network(
     shown = page.run("document.querySelector('#labels span').textContent")
     assert float(shown.split()[0]) == pytest.approx(measured, rel=1e-3)
     assert "not metric" in shown
+    press(page, "screenshot")
+    saved = saved_picture(page)
+    assert saved.shape == (600, 960, 3)
+    assert difference_from_photo(saved, photo, fov, centre, demo) < 10
     press(page, "clear")
     press(page, "measure")
 
@@ -188,7 +207,11 @@ def test_the_exported_page_draws_and_measures_without_a_network(
 
 
 def test_the_live_viewer_draws_and_measures(
-    page: Any, folder: Path, demo: DepthPrediction, example_photo: Path
+    page: Any,
+    folder: Path,
+    demo: DepthPrediction,
+    example_photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("viser")
     from vision3d.viewer.live import LiveViewer
@@ -214,6 +237,17 @@ def test_the_live_viewer_draws_and_measures(
         until(lambda: np.linalg.norm(client.camera.position) < 1e-3 and abs(client.camera.fov - fov) < 1e-3)
         until(lambda: difference_from_photo(page.pixels(), photo, fov, centre, demo) < 40)
         mesh = page.pixels()
+
+        saved: list[tuple[str, bytes]] = []
+        monkeypatch.setattr(client, "send_file_download", lambda name, data: saved.append((name, data)))
+        viewer._screenshot(SimpleNamespace(client=client))
+        ((name, data),) = saved
+        picture = Image.open(io.BytesIO(data))
+        assert name == "vision3d.png"
+        assert picture.size == (960, 600)
+        opaque = np.asarray(picture.convert("RGBA"))[..., 3] == 255
+        assert opaque.all()
+        assert difference_from_photo(np.asarray(picture.convert("RGB")), photo, fov, centre, demo) < 40
 
         viewer.measuring.value = True
         for number, pixel in enumerate(to_window(truth(demo), view, fov, centre), start=1):
