@@ -106,8 +106,10 @@ def encodes(pipeline: ScenePipeline, photo: Path, **options: Any) -> tuple[Scene
     vaes = {id(m.vae): m.vae for m in (pipeline.depth, pipeline.normals, pipeline.calibration)}  # type: ignore[union-attr]
 
     def watch(vae: AutoencoderKL) -> Any:
-        eps = f"eps {vae.encoder.conv_norm_out.eps:g}"
-        return vae.encoder.register_forward_pre_hook(lambda _, x: runs.append((eps, *x[0].shape[-2:])))
+        eps = f"eps {vae.encoder.conv_norm_out.eps:g}"  # the lean encoder calls the layers, not the encoder
+        return vae.quant_conv.register_forward_pre_hook(
+            lambda _, x: runs.append((eps, 8 * x[0].shape[-2], 8 * x[0].shape[-1]))
+        )
 
     hooks = [watch(vae) for vae in vaes.values()]
     try:
