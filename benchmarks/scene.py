@@ -31,7 +31,7 @@ HELD_OUT = 900_000_000
 
 @contextmanager
 def counting_encodes(pipeline: ScenePipeline) -> Iterator[list[tuple[int, ...]]]:
-    """Shapes of the images that an autoencoder encodes inside."""
+    """Shapes of the latents that autoencoders encode inside (the lean encoder calls its layers, not itself)."""
     runs: list[tuple[int, ...]] = []
     vaes = {
         id(vae): vae
@@ -40,7 +40,7 @@ def counting_encodes(pipeline: ScenePipeline) -> Iterator[list[tuple[int, ...]]]
         if (vae := getattr(method, name, None)) is not None
     }
     hooks = [
-        vae.encoder.register_forward_pre_hook(lambda _, inputs: runs.append(tuple(inputs[0].shape)))
+        vae.quant_conv.register_forward_pre_hook(lambda _, inputs: runs.append(tuple(inputs[0].shape)))
         for vae in vaes.values()
     ]
     try:

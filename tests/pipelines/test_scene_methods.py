@@ -106,8 +106,10 @@ def encodes(pipeline: ScenePipeline, photo: Path, **options: Any) -> tuple[Scene
     vaes = {id(m.vae): m.vae for m in (pipeline.depth, pipeline.normals, pipeline.calibration)}  # type: ignore[union-attr]
 
     def watch(vae: AutoencoderKL) -> Any:
-        eps = f"eps {vae.encoder.conv_norm_out.eps:g}"
-        return vae.encoder.register_forward_pre_hook(lambda _, x: runs.append((eps, *x[0].shape[-2:])))
+        eps = f"eps {vae.encoder.conv_norm_out.eps:g}"  # the lean encoder calls the layers, not the encoder
+        return vae.quant_conv.register_forward_pre_hook(
+            lambda _, x: runs.append((eps, 8 * x[0].shape[-2], 8 * x[0].shape[-1]))
+        )
 
     hooks = [watch(vae) for vae in vaes.values()]
     try:
@@ -124,12 +126,14 @@ def test_each_distinct_preprocessing_and_autoencoder_encodes_once(
     pipeline = ScenePipeline.from_pretrained(weights)
     assert pipeline.normals.vae is pipeline.calibration.vae
     scene, runs = encodes(pipeline, photo)
-    # Calibration: the padded square; metric depth and normals scale to 96 × 72, by different filters.
-    assert sorted(runs) == [("eps 1e-05", 96, 128), *[("eps 1e-06", 72, 96)] * 2, ("eps 1e-06", 96, 96)]
+    # The photograph: the padded square of the calibration, and 96 × 72 by two filters for metric depth and normals.
+    # The third of that size is the Camera Image, which the metric depth reads, too.
+    assert sorted(runs) == [("eps 1e-05", 72, 96), *[("eps 1e-06", 72, 96)] * 3, ("eps 1e-06", 96, 96)]
     assert scene.size == (96, 128)
     shared_latents().clear()
     common, runs = encodes(pipeline, photo, common_preprocessing=True)
-    assert sorted(runs) == [("eps 1e-05", 96, 96), ("eps 1e-06", 96, 96)]
+    # Once by either autoencoder, and the Camera Image.
+    assert sorted(runs) == [("eps 1e-05", 96, 96), *[("eps 1e-06", 96, 96)] * 2]
     assert common.intrinsics.fx == pytest.approx(110 * 128 / 96, rel=0.01)
 
 
