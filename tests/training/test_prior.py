@@ -138,14 +138,14 @@ def test_prior_trains_resumes_to_the_bit_and_exports_a_stable_diffusion_folder(v
 
 def stop_after(trainer: Trainer, steps: int) -> None:
     """Let a trainer stop as a signal would, after some steps."""
-    original = trainer._agreed_progress
+    original = trainer._agreed
 
-    def progress() -> float:
+    def agreed(saved, evaluated):
         if trainer.step == steps:
             trainer._stop = "test"
-        return original()
+        return original(saved, evaluated)
 
-    trainer._agreed_progress = progress
+    trainer._agreed = agreed
 
 
 def test_the_same_mini_sizes_have_the_topology_of_sd2():

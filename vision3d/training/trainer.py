@@ -333,7 +333,13 @@ class Trainer:
         saved_time = evaluated_time = time.monotonic()
         per_step = self.task.batch_size * settings.accumulate * self.accelerator.num_processes
         while True:
-            progress = self._agreed_progress()
+            progress, save, evaluate = self._agreed(saved_time, evaluated_time)
+            if save:
+                self._save()
+                saved_time = time.monotonic()
+            if evaluate:
+                self._evaluate()
+                evaluated_time = logged_time = time.monotonic()
             if self._stop is not None or progress >= 1.0:
                 break
             factor = lr_factor(self.step, settings.warmup, progress, settings.final_lr)
@@ -354,12 +360,6 @@ class Trainer:
                 self._log_step(means, settings.lr * factor, rate)
                 totals.clear()
                 logged_step, logged_time = self.step, time.monotonic()
-            if time.monotonic() - saved_time > 60 * settings.checkpoint_minutes:
-                self._save()
-                saved_time = time.monotonic()
-            if time.monotonic() - evaluated_time > 60 * settings.evaluate_minutes:
-                self._evaluate()
-                evaluated_time = logged_time = time.monotonic()
         del batches  # ends the worker processes before the save, which may take a while
         self._save()
         return self._evaluate() if self._stop is None else {}
@@ -413,18 +413,29 @@ class Trainer:
         for index, batch in stream:
             yield index, _to_device(batch, self.accelerator.device)
 
-    def _agreed_progress(self) -> float:
-        """Share of the run done, the same in every process; also spreads a stop signal."""
+    def _agreed(self, saved: float, evaluated: float) -> tuple[float, bool, bool]:
+        """Share of the run done, and whether to save and to evaluate now; the main process's clock decides for all.
+
+        Processes that each asked their own clock would now and then save at different steps and wait for each other
+        forever. Also spreads a stop signal.
+
+        Args:
+            saved, evaluated: when this process last did, by its monotonic clock.
+        """
+        settings, now = self.settings, time.monotonic()
+        save = now - saved > 60 * settings.checkpoint_minutes
+        evaluate = now - evaluated > 60 * settings.evaluate_minutes
         progress = self._progress()
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast, reduce
 
             device = self.accelerator.device
-            progress = float(broadcast(torch.tensor([progress], dtype=torch.float64, device=device))[0])
+            own = torch.tensor([progress, float(save), float(evaluate)], dtype=torch.float64, device=device)
+            progress, save, evaluate = (float(value) for value in broadcast(own))
             stopped = reduce(torch.tensor([float(self._stop is not None)], device=device), "sum")
             if float(stopped[0]) and self._stop is None:
                 self._stop = "a signal to another process"
-        return progress
+        return progress, bool(save), bool(evaluate)
 
     def _progress(self) -> float:
         """Share of the run done by this process's clock, in steps or minutes, whichever is further on."""
