@@ -78,10 +78,10 @@ def load_unet(folder: Path, what: str, dtype: torch.dtype | None = None) -> UNet
     if name != "UNet2DConditionModel":
         raise WeightsError(f"{folder}: this is a {name}, not the {what}", "give a DM-Calib folder")
     channels = config.get("in_channels", 4), config.get("out_channels", 4)
-    if channels != (2 * LATENTS, LATENTS):
+    if channels[0] != 2 * channels[1]:
         raise WeightsError(
             f"{folder}: a UNet of {channels[0]} input and {channels[1]} output channels is not the {what}, "
-            f"which has {2 * LATENTS} and {LATENTS}",
+            "which takes the latents of two pictures and gives those of one",
             "give a DM-Calib folder, not a Stable Diffusion one",
         )
     return load_component(UNet2DConditionModel, folder, dtype=dtype, load=False)  # type: ignore[return-value]

@@ -415,7 +415,7 @@ class DMCalib:
             canvases.append(canvas)
             padded.append(canvas.pad(to_tensor(resize_image(photo.rgb8, (w, h)))))
         image_latents = self.encode(torch.cat(padded)) * self.latent_scale
-        shape = (ensemble, 4, side // 8, side // 8)
+        shape = (ensemble, self.vae.config.latent_channels, side // 8, side // 8)
         if options.noise == "zeros":
             start = torch.zeros(shape)
         else:

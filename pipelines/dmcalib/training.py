@@ -266,13 +266,13 @@ class UNetShape:
     layers: int = 1
     groups: int = 8
 
-    def config(self, context: int, sample_size: int) -> dict[str, Any]:
-        """For ``UNet2DConditionModel``, 8 channels in and 4 out."""
+    def config(self, context: int, sample_size: int, latents: int = 4) -> dict[str, Any]:
+        """For ``UNet2DConditionModel``: two pictures' ``latents`` channels in, one's out."""
         kinds = ["CrossAttn" if a else "" for a in self.attends]
         return {
             "sample_size": sample_size,
-            "in_channels": 8,
-            "out_channels": 4,
+            "in_channels": 2 * latents,
+            "out_channels": latents,
             "block_out_channels": self.channels,
             "layers_per_block": self.layers,
             "cross_attention_dim": context,
@@ -290,18 +290,26 @@ def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     At first it computes what the plain one would for the mean of the two.
     """
     conv = unet.conv_in
-    if conv.in_channels == 8:
+    latents = unet.config.out_channels
+    if conv.in_channels == 2 * latents:
         return unet
-    wide = nn.Conv2d(8, conv.out_channels, conv.kernel_size, padding=conv.padding)  # type: ignore[arg-type]
+    wide = nn.Conv2d(2 * latents, conv.out_channels, conv.kernel_size, padding=conv.padding)  # type: ignore[arg-type]
     with torch.no_grad():
         wide.weight.copy_(torch.cat([conv.weight, conv.weight], dim=1) / 2)
         wide.bias.copy_(conv.bias)  # type: ignore[union-attr, arg-type]
     unet.conv_in = wide
-    unet.register_to_config(in_channels=8)
+    unet.register_to_config(in_channels=2 * latents)
     return unet
 
 
-def make_unet(init: Path, folders: Sequence[str], shape: UNetShape | None, side: int, context: int) -> Any:
+def make_unet(
+    init: Path,
+    folders: Sequence[str],
+    shape: UNetShape | None,
+    side: int,
+    context: int,
+    latents: int,
+) -> Any:
     """The UNet to train: that of an earlier export, a new one of a given shape, or the prior's, widened."""
     for folder in folders:
         if (init / folder / "config.json").is_file():
@@ -314,7 +322,7 @@ def make_unet(init: Path, folders: Sequence[str], shape: UNetShape | None, side:
                 )
             return unet
     if shape is not None:
-        return UNet2DConditionModel(**shape.config(context, side // 8))
+        return UNet2DConditionModel(**shape.config(context, side // 8, latents))
     return widened(load_module(UNet2DConditionModel, component_folder(init, "unet")))
 
 
@@ -471,8 +479,7 @@ CALIBRATION_PRESETS = {
         canvas=96,
         sizes=((96, 72), (96, 96), (96, 64), (72, 96)),
         batch_size=16,
-        lr=1.5e-3,
-        unet=UNetShape((32, 48, 64), (2, 3, 4), (False, True, True)),
+        lr=1e-3,
         one_step=True,
         train_decoder=True,
         latent_weight=0.5,
@@ -530,9 +537,16 @@ class CalibrationTask(_DMCalibTask):
     def build(self) -> nn.Module:
         r = self._recipe
         self.unet = make_unet(
-            self.init, ("calib", "calib/unet", "calib2"), r.unet, r.canvas, self.context_width
+            self.init,
+            ("calib", "calib/unet", "calib2"),
+            r.unet,
+            r.canvas,
+            self.context_width,
+            self.vae.config.latent_channels,
         )
-        if self.options.checkpointing or (self.options.checkpointing is None and r.unet is None):
+        if self.options.checkpointing or (
+            self.options.checkpointing is None and self.options.preset.startswith("full")
+        ):
             self.unet.enable_gradient_checkpointing()
         trained: dict[str, nn.Module] = {"unet": self.unet}
         self.decoder: nn.Module | None = None
@@ -803,8 +817,17 @@ class DepthTask(_DMCalibTask):
     @override
     def build(self) -> nn.Module:
         r = self._recipe
-        self.unet = make_unet(self.init, ("depth_safe",), r.unet, r.max_size, self.context_width)
-        if self.options.checkpointing or (self.options.checkpointing is None and r.unet is None):
+        self.unet = make_unet(
+            self.init,
+            ("depth_safe",),
+            r.unet,
+            r.max_size,
+            self.context_width,
+            self.vae.config.latent_channels,
+        )
+        if self.options.checkpointing or (
+            self.options.checkpointing is None and self.options.preset.startswith("full")
+        ):
             self.unet.enable_gradient_checkpointing()
         self.decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
         is_new = not (self.init / "depth_safe" / DECODER_FILES[0]).is_file()

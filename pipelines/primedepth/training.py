@@ -132,6 +132,7 @@ MINI = PrimeDepthRecipe(
     head_dim=16,
     crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (72, 96, 16)),
     lr=1.2e-3,
+    ratio=0.25,
     max_groups=4,
     unet_lr=1.0,
     denoising_weight=0.2,

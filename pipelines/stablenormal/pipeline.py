@@ -569,7 +569,7 @@ class StableNormal(DiffusionPipeline):
 
     def draw(self, size: tuple[int, int], plan: Plan, generator: torch.Generator) -> Draws:
         """Noise of one image whose latent has ``size``, from a CPU generator."""
-        shape = (1, 4, *size)
+        shape = (1, self.vae.config.latent_channels, *size)
         start = torch.randn(shape, generator=generator)
         count = plan.draws if self.config.line == "v0" else 0
         return Draws(start, tuple(torch.randn(shape, generator=generator) for _ in range(count)))

@@ -85,7 +85,9 @@ class NormalsRecipe:
     Args:
         crops: (height, width, images) of the batches that take turns.
         lr: peak learning rate.
-        channels, head_dim, groups: of a new UNet; no channels takes the prior's as it is.
+        channels: of a new UNet for the first stage; None takes the prior's as it is.
+        refine_channels: of a new UNet for the refinement; None takes a copy of the first stage's.
+        head_dim, groups: of new UNets.
         line: "v0" (from noise, prompted) or "v1" (from the image latent, no text).
         t_start: timestep of the first stage.
         latent_weight: of the squared error to the normal map's latent.
@@ -110,6 +112,7 @@ class NormalsRecipe:
     crops: tuple[tuple[int, int, int], ...]
     lr: float
     channels: tuple[int, ...] | None = None
+    refine_channels: tuple[int, ...] | None = None
     head_dim: int = 64
     groups: int = 32
     line: str = "v0"
@@ -137,8 +140,8 @@ class NormalsRecipe:
 
 MINI = NormalsRecipe(
     crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (72, 96, 8)),
-    lr=1.5e-3,
-    channels=(32, 40, 40, 40),
+    lr=1e-3,
+    refine_channels=(32, 40, 40, 40),
     head_dim=8,
     groups=8,
     latent_weight=0.0,
@@ -163,8 +166,8 @@ MINI = NormalsRecipe(
 FULL = NormalsRecipe(crops=((576, 768, 32),), lr=3e-5)
 PRESETS = {
     "mini": MINI,
-    # keeps the prior's own UNet instead of a narrower new one
-    "mini-prior": replace(MINI, channels=None, lr=8e-4),
+    # a narrower new UNet in both stages, for priors that know nothing of geometry
+    "mini-narrow": replace(MINI, channels=(32, 40, 40, 40), refine_channels=None, lr=1.5e-3),
     # second leg of the mini: finer crops, from the first's export
     "mini-fine": replace(
         MINI, crops=((96, 128, 5), (112, 112, 5)), lr=6e-4, processing_resolution=128, warmup=50
@@ -391,7 +394,9 @@ class YosoTask(NormalsTask):
         if recipe.channels is None or again:
             self.unet: Any = load_module(UNet2DConditionModel, component_folder(self.init, "unet"))
         else:
-            self.unet = UNet2DConditionModel(**_narrow_unet(recipe, self._text_width()))
+            self.unet = UNet2DConditionModel(
+                **_narrow_unet(recipe, recipe.channels, self._text_width(), self.vae.config.latent_channels)
+            )
         if again:
             loaded = load_folder(self.init, dtype=torch.float32, semantic=False).networks["controlnet"]
             self.controlnet: Any = trainable(loaded)
@@ -496,15 +501,23 @@ class RefineTask(NormalsTask):
         self.unet: Any = trainable(loaded["unet"])
         self.controlnet: Any = trainable(loaded["controlnet"])
         first = loaded.get("refine_unet")
-        self.refine_unet: Any = trainable(first) if first is not None else _copy(self.unet)
         branch = loaded.get("refine_controlnet")
-        self.refine_controlnet: Any = trainable(branch) if branch is not None else _copy(self.controlnet)
+        if first is not None and branch is not None:
+            self.refine_unet: Any = trainable(first)
+            self.refine_controlnet: Any = trainable(branch)
+        elif recipe.refine_channels is None:
+            self.refine_unet, self.refine_controlnet = _copy(self.unet), _copy(self.controlnet)
+        else:
+            width, latents = self.unet.config.cross_attention_dim, self.vae.config.latent_channels
+            config = _narrow_unet(recipe, recipe.refine_channels, width, latents)
+            self.refine_unet = UNet2DConditionModel(**config)
+            self.refine_controlnet = image_branch_of(self.refine_unet)
         self.dino: Any = self._prior(loaded)
         semantic = loaded.get("dino_controlnet")
         self.dino_controlnet: Any = (
             trainable(semantic)
             if semantic is not None
-            else semantic_branch_of(self.unet, self.dino.config.width, recipe.embedding)
+            else semantic_branch_of(self.refine_unet, self.dino.config.width, recipe.embedding)
         )
         self.checkpoints(self.refine_unet, self.refine_controlnet, self.dino_controlnet)
         parts: dict[str, nn.Module] = {
@@ -640,19 +653,20 @@ class RefineTask(NormalsTask):
         write_index(folder, parts, self.scalars())
 
 
-def _narrow_unet(recipe: NormalsRecipe, text_width: int) -> dict[str, Any]:
+def _narrow_unet(
+    recipe: NormalsRecipe, channels: tuple[int, ...], text_width: int, latents: int
+) -> dict[str, Any]:
     """Configuration of a new UNet of the SD 2.1 family."""
-    assert recipe.channels is not None
     return {
         "sample_size": recipe.processing_resolution // 8,
-        "in_channels": 4,
-        "out_channels": 4,
+        "in_channels": latents,
+        "out_channels": latents,
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        "block_out_channels": recipe.channels,
+        "block_out_channels": channels,
         "layers_per_block": 2,
         "norm_num_groups": recipe.groups,
-        "attention_head_dim": tuple(c // recipe.head_dim for c in recipe.channels),
+        "attention_head_dim": tuple(c // recipe.head_dim for c in channels),
         "cross_attention_dim": text_width,
         "use_linear_projection": True,
     }
