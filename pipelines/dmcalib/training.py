@@ -481,7 +481,6 @@ CALIBRATION_PRESETS = {
         batch_size=16,
         lr=1e-3,
         one_step=True,
-        train_decoder=True,
         latent_weight=0.5,
         pixel_share=0.25,
         plan=Augmentation(zoom=(1.0, 1.7), whole=0.5, uneven=0.1, bands=0.05),

@@ -141,7 +141,7 @@ class NormalsRecipe:
 MINI = NormalsRecipe(
     crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (72, 96, 8)),
     lr=1e-3,
-    refine_channels=(32, 40, 40, 40),
+    refine_channels=(24, 32, 32, 32),
     head_dim=8,
     groups=8,
     latent_weight=0.0,
