@@ -3,8 +3,7 @@
 As published the prior is frozen. The authors released no training code; losses, optimiser and schedule are ours,
 after MiDaS: trimmed scale-and-shift-invariant L1 on inverse depth, multi-scale gradient matching, and cross entropy
 for the segmentation head. The mini prior, trained for minutes and not for GPU years, is too weak to be left frozen:
-its preset tunes UNet and autoencoder along, with the denoising and the reconstruction loss kept in the sum so
-that they stay a denoiser and an autoencoder (of photographs and, for methods that predict them, of normal maps).
+its preset tunes the UNet along, with the denoising loss kept in the sum so that it stays a denoiser.
 """
 
 from __future__ import annotations
@@ -41,14 +40,12 @@ from vision3d.training.data import (
 from vision3d.training.losses import (
     affine_invariant_loss,
     inverse_depth,
-    normal_picture,
     relative_error,
     segmentation_loss,
 )
 from vision3d.training.prior import (
     Tokenised,
     TurnTaking,
-    autoencoding_loss,
     checksums,
     clip_tokenizer,
     component_folder,
@@ -80,10 +77,6 @@ class PrimeDepthRecipe:
         unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
         denoising_weight: of the denoising loss that keeps a tuned UNet a denoiser.
         denoising_every: it is computed on every n-th step.
-        vae_lr: learning rate of the autoencoder relative to ``lr``; 0 keeps it frozen, as published.
-        reconstruction_weight: of the reconstruction loss that keeps a tuned autoencoder an autoencoder.
-        reconstruction_every: it is computed on every n-th step.
-        kl_weight: of the KL term, relative to the reconstruction loss.
         gradient_weight: of gradient matching.
         relative_weight: of the relative error after a least-squares fit, which is what AbsRel measures.
         segmentation_weight: of cross entropy.
@@ -107,10 +100,6 @@ class PrimeDepthRecipe:
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
     denoising_every: int = 1
-    vae_lr: float = 0.0
-    reconstruction_weight: float = 0.0
-    reconstruction_every: int = 1
-    kl_weight: float = 5e-4
     gradient_weight: float = 0.5
     relative_weight: float = 0.0
     segmentation_weight: float = 0.1
@@ -130,16 +119,13 @@ MINI = PrimeDepthRecipe(
     head_layers=1,
     head_groups=4,
     head_dim=16,
-    crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (72, 96, 16)),
-    lr=1.2e-3,
+    crops=((72, 96, 12), (80, 80, 12), (72, 104, 12), (72, 96, 12)),
+    lr=1e-3,
     ratio=0.25,
     max_groups=4,
-    unet_lr=1.0,
+    unet_lr=0.5,
     denoising_weight=0.2,
-    denoising_every=4,
-    vae_lr=1.0,
-    reconstruction_weight=2.0,
-    reconstruction_every=4,
+    denoising_every=8,
     relative_weight=1.0,
     segmentation_weight=0.2,
     segmentation_every=8,
@@ -153,18 +139,6 @@ MINI = PrimeDepthRecipe(
 )
 PRESETS = {
     "mini": MINI,
-    # first stage of the mini: small crops, of which many more are seen in the same time
-    "mini-coarse": replace(MINI, crops=((48, 64, 24), (56, 56, 24), (48, 72, 24), (48, 64, 24)), max_size=64),
-    # Hypersim crops and Virtual KITTI crops in turn, after pre-training on pseudo labels at 512 x 512
-    "full": PrimeDepthRecipe(
-        refiner_channels=512,
-        head_channels=(128, 256, 512, 512),
-        head_layers=2,
-        head_groups=32,
-        head_dim=64,
-        crops=((480, 640, 16), (352, 1216, 16)),
-        lr=5e-5,
-    ),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,
         head_channels=(128, 256, 512, 512),
@@ -251,10 +225,9 @@ class PrimeDepthTask(Task):
         }
         if recipe.unet_lr:
             trained["unet"] = self.unet
-        if recipe.vae_lr:
-            self.vae.requires_grad_(True).train()
-            trained["vae"] = self.vae
-        return nn.ModuleDict(trained).to(memory_format=torch.channels_last)
+        for module in (self.vae, *trained.values()):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return nn.ModuleDict(trained)
 
     def _part(self, name: str, cls: type) -> Any:
         return load_module(cls, self.init / name) if (self.init / name / "config.json").is_file() else None
@@ -267,24 +240,22 @@ class PrimeDepthTask(Task):
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
-        tuned = (self._recipe.vae_lr, self._recipe.unet_lr, 0.0)
-        parts = (self.vae, self.unet, self.text_encoder)
-        return [part for part, lr in zip(parts, tuned, strict=True) if not lr]
+        prior = (self.vae, self.text_encoder)
+        return prior if self._recipe.unet_lr else (*prior, self.unet)
 
     @override
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         parts = dict(model.items())  # type: ignore[operator]
-        scales = {"unet": self._recipe.unet_lr, "vae": self._recipe.vae_lr}
-        prior = {name: parts.pop(name) for name in scales if name in parts}
+        unet = parts.pop("unet", None)
         groups = super().parameter_groups(nn.ModuleDict(parts))
-        for name, module in prior.items():
-            groups += [{**group, "lr_scale": scales[name]} for group in super().parameter_groups(module)]
+        if unet is not None:
+            scale = self._recipe.unet_lr
+            groups += [{**group, "lr_scale": scale} for group in super().parameter_groups(unet)]
         return groups
 
     @override
     def batches(self) -> Batches:
         recipe, seed = self._recipe, self.options.seed
-        fields = ("image", "depth", "semantic", "caption", *(("normals",) if recipe.vae_lr else ()))
         members = [
             Tokenised(
                 WorldBatches(
@@ -292,7 +263,7 @@ class PrimeDepthTask(Task):
                     count,
                     (height, width),
                     seed=seed + 7919 * i,
-                    fields=fields,
+                    fields=("image", "depth", "semantic", "caption"),
                     scale=recipe.scale,
                 ),
                 self.tokenizer,
@@ -303,15 +274,11 @@ class PrimeDepthTask(Task):
         ]
         return TurnTaking(members)
 
-    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the posterior; without gradient where the autoencoder is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._recipe.vae_lr > 0):
-            mean, logvar = encode_moments(self.vae, images.contiguous(memory_format=torch.channels_last))
-        return mean, logvar
-
     def latents(self, images: Tensor) -> Tensor:
-        """Scaled posterior means."""
-        return self.moments(images)[0] * self.vae.config.scaling_factor
+        """Scaled posterior means, without gradient."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
 
     def context(self, tokens: Tensor) -> Tensor:
         """Text states (B, 77, width), without gradient."""
@@ -326,8 +293,7 @@ class PrimeDepthTask(Task):
     @override
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self._recipe
-        mean, logvar = self.moments(batch["image"])
-        latents = mean * self.vae.config.scaling_factor
+        latents = self.latents(batch["image"])
         context = self.context(batch["tokens"])
         refined = self.refined(latents, context, generator)
         prediction = self.depth_head(refined).float().mean(dim=1)
@@ -347,19 +313,9 @@ class PrimeDepthTask(Task):
             loss = loss + recipe.segmentation_weight * entropy
             metrics["entropy"] = entropy.detach()
         if recipe.unet_lr and recipe.denoising_weight and step % recipe.denoising_every == 0:
-            # the autoencoder must not learn latents that are easy to denoise
-            denoising = denoising_loss(
-                self.unet, latents.detach(), context, generator, self.prediction_type
-            ).mean()
+            denoising = denoising_loss(self.unet, latents, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
-        if recipe.vae_lr and recipe.reconstruction_weight and step % recipe.reconstruction_every == 0:
-            normals = normal_picture(batch["normals"])
-            reconstruction = autoencoding_loss(
-                self.vae, batch["image"], mean, logvar, normals, generator, recipe.kl_weight
-            )
-            loss = loss + recipe.reconstruction_weight * reconstruction
-            metrics["reconstruction"] = reconstruction.detach()
         return loss, metrics
 
     def _held_out(self) -> dict[str, Tensor]:
