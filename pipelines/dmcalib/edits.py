@@ -208,7 +208,7 @@ def restore(
     # From every pixel of the restored picture to where it lies in the edited one.
     rays = target.rays()
     x, y = rays[..., 0].astype(np.float64), rays[..., 1].astype(np.float64)
-    factor = 1.0
+    factor: float | np.ndarray = 1.0
     if undistort:
         r2 = x * x + y * y
         factor = 1 + edit.k1 * r2 + edit.k2 * r2 * r2

@@ -94,6 +94,8 @@ class DMCalib:
         config: what belongs to the weights.
         camera_decoder: decoder of the camera latents in place of the autoencoder's: small autoencoders do not hold
             the colours of Camera Images.
+        photo_encoder, depth_encoder: encoders of the photograph that were tuned with the calibration and the depth
+            UNet, in place of the autoencoder's: small ones lose the thin lines that show a perspective.
     """
 
     def __init__(
@@ -105,12 +107,16 @@ class DMCalib:
         contexts: files.Contexts | None = None,
         config: DMCalibConfig | None = None,
         camera_decoder: Decoder | None = None,
+        photo_encoder: AutoencoderKL | None = None,
+        depth_encoder: AutoencoderKL | None = None,
     ) -> None:
         self.vae, self.unet, self.camera_decoder = vae, unet, camera_decoder
         self.depth_unet, self.depth_decoder = depth_unet, depth_decoder
+        self.photo_encoder, self.depth_encoder = photo_encoder, depth_encoder
         self.contexts = contexts or files.Contexts()
         self.config = config or DMCalibConfig()
-        self.weights_name, self.weights_sha256 = "given networks", None
+        self.weights_name = "given networks"
+        self.weights_sha256: str | None = None
         self._memory_budget: int | None = None
         self._sequential = False
         self.device = next((p.device for p in unet.parameters()), torch.device("cpu"))
@@ -126,6 +132,8 @@ class DMCalib:
             "depth_unet": self.depth_unet,
             "depth_decoder": self.depth_decoder,
             "camera_decoder": self.camera_decoder,
+            "photo_encoder": self.photo_encoder,
+            "depth_encoder": self.depth_encoder,
         }
         return {name: network for name, network in found.items() if network is not None}
 
@@ -186,8 +194,14 @@ class DMCalib:
         if depth is not None:
             depth_unet = files.load_unet(depth, "depth UNet", dtype)
             decoder = files.load_decoder(files.find_decoder(depth), vae.config, dtype)
+        encoders: list[AutoencoderKL | None] = [
+            files.load_encoder(place / files.ENCODER_FILE, vae.config, dtype)
+            if place is not None and (place / files.ENCODER_FILE).is_file()
+            else None
+            for place in (calib, depth)
+        ]
         contexts = files.Contexts.find(root, where, embeddings)
-        pipeline = cls(vae, unet, depth_unet, decoder, contexts, config, camera_decoder)
+        pipeline = cls(vae, unet, depth_unet, decoder, contexts, config, camera_decoder, *encoders)
         pipeline.weights_name = name if calib_subfolder is None else f"{name}, {calib_subfolder}"
         pipeline.weights_sha256 = fingerprint(root, where, calib_subfolder, depth_subfolder)
         pipeline.device = place
@@ -213,6 +227,10 @@ class DMCalib:
             if decoder is not None:
                 tensors = {name: value.contiguous() for name, value in decoder.state_dict().items()}
                 save_file(tensors, folder / place / files.DECODER_FILES[0])
+        for encoder, place in ((self.photo_encoder, "calib"), (self.depth_encoder, "depth_safe")):
+            if encoder is not None:
+                tensors = {name: value.contiguous() for name, value in encoder.state_dict().items()}
+                save_file(tensors, folder / place / files.ENCODER_FILE)
         domains = self.config.ranges if self.depth_unet is not None else {"any": 0.0}
         self.contexts.save(
             folder / files.EMBEDDINGS, list(dict.fromkeys(["", *map(files.prompt_of, domains)]))
@@ -254,17 +272,20 @@ class DMCalib:
     # ------------------------------------------------------------------ networks
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, encoder: AutoencoderKL | None = None) -> Tensor:
         """Unscaled latents (posterior mode) ``(B, 4, h/8, w/8)`` of images ``(B, 3, h, w)`` in [0, 1].
 
-        An image that a pipeline with the same autoencoder has encoded is not encoded again.
+        ``encoder`` takes the autoencoder's place, where there is one. An image that a pipeline with the same
+        autoencoder has encoded is not encoded again.
         """
 
-        def run(batch: Tensor) -> tuple[Tensor, Tensor]:
-            with self._resident(self.vae):
-                return encode_moments(self.vae, batch)
+        vae = encoder or self.vae
 
-        return shared_moments(self.vae, images.to(self.device), encode=run)[0]
+        def run(batch: Tensor) -> tuple[Tensor, Tensor]:
+            with self._resident(vae):
+                return encode_moments(vae, batch)
+
+        return shared_moments(vae, images.to(self.device), encode=run)[0]
 
     @torch.no_grad()
     def denoise(
@@ -334,7 +355,9 @@ class DMCalib:
         """
         if self.depth_unet is None or self.depth_decoder is None:
             raise WeightsError("these weights have no depth networks", "use a folder with depth_safe/")
-        latents = torch.cat([self.encode(images), self.encode((camera_images + 1) / 2)], dim=1)
+        latents = torch.cat(
+            [self.encode(images, self.depth_encoder), self.encode((camera_images + 1) / 2)], dim=1
+        )
         latents = latents.to(self.dtype) * self.latent_scale
         step = torch.full((len(latents),), DEPTH_TIMESTEP, device=self.device)
         context = context.to(self.device, self.dtype).expand(len(latents), -1, -1)
@@ -414,7 +437,7 @@ class DMCalib:
             canvas = Canvas.fit(h, w, side, side)
             canvases.append(canvas)
             padded.append(canvas.pad(to_tensor(resize_image(photo.rgb8, (w, h)))))
-        image_latents = self.encode(torch.cat(padded)) * self.latent_scale
+        image_latents = self.encode(torch.cat(padded), self.photo_encoder) * self.latent_scale
         shape = (ensemble, self.vae.config.latent_channels, side // 8, side // 8)
         if options.noise == "zeros":
             start = torch.zeros(shape)

@@ -3,8 +3,9 @@
 The authors released no training code. As published: v-prediction with multi-resolution noise on Camera Images
 (calibration), and a single step at t = 1000 without noise, judged in pixels, with the decoder trained along (depth).
 Ours: the norm of the depth loss, and calibration in one step. There the network sees zeros at the schedule's end
-and its answer is judged as a picture and by the focal length that the picture shows; with a decoder of its own for
-Camera Images it trains in minutes, where a small autoencoder cannot hold their colours.
+and its answer is judged as a picture and by the focal length that the picture shows. A small autoencoder that was
+trained on photographs alone holds neither the colours of Camera Images nor the thin lines that show a perspective;
+for such a one, Camera Images can be given a decoder and photographs an encoder of their own, trained along.
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ from vision3d.pipelines.dmcalib.camera_image import (
     decode_intrinsics,
     encode_camera_image,
 )
-from vision3d.pipelines.dmcalib.checkpoint import DECODER_FILES, EMBEDDINGS, Contexts, prompt_of
+from vision3d.pipelines.dmcalib.checkpoint import (
+    DECODER_FILES,
+    EMBEDDINGS,
+    ENCODER_FILE,
+    Contexts,
+    encoder_only,
+    load_encoder,
+    prompt_of,
+)
 from vision3d.pipelines.dmcalib.options import INDEX, DMCalibConfig
 from vision3d.pipelines.dmcalib.pipeline import DEPTH_TIMESTEP, PREDICTION, TRAIN_STEPS
 from vision3d.pipelines.dmcalib.preprocess import Canvas
@@ -326,9 +335,9 @@ def make_unet(
     return widened(load_module(UNet2DConditionModel, component_folder(init, "unet")))
 
 
-def write_decoder(decoder: nn.Module, path: Path) -> None:
-    """A decoder as a state dict in half precision, as the released one. Raises WeightsError if not finite in it."""
-    tensors = {name: value.detach().half() for name, value in decoder.state_dict().items()}
+def write_half(network: nn.Module, path: Path) -> None:
+    """A decoder or encoder as a state dict in half precision. Raises WeightsError if not finite in it."""
+    tensors = {name: value.detach().half() for name, value in network.state_dict().items()}
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{name} of {path.name} is not finite in fp16", "the training has diverged")
@@ -336,7 +345,7 @@ def write_decoder(decoder: nn.Module, path: Path) -> None:
         save_tensors(tensors, temporary)
 
 
-def read_decoder(vae: Any, folder: Path) -> nn.Module:
+def read_decoder(vae: Any, folder: Path) -> Any:
     """A float32 decoder to train: that of an earlier export's folder, or a copy of the autoencoder's."""
     from vision3d.backbone.loading import load_weights
     from vision3d.pipelines.dmcalib.checkpoint import load_decoder
@@ -347,6 +356,17 @@ def read_decoder(vae: Any, folder: Path) -> nn.Module:
     decoder = load_decoder(file, vae.config, torch.float32)
     load_weights(decoder)
     return copy.deepcopy(decoder).requires_grad_(True)
+
+
+def read_encoder(vae: Any, folder: Path) -> Any:
+    """A float32 encoder of photographs to train: that of an earlier export's folder, or a copy of the autoencoder's."""
+    from vision3d.backbone.loading import load_weights
+
+    if not (folder / ENCODER_FILE).is_file():
+        return encoder_only(copy.deepcopy(vae)).requires_grad_(True)
+    encoder = load_encoder(folder / ENCODER_FILE, vae.config, torch.float32)
+    load_weights(encoder)
+    return copy.deepcopy(encoder).requires_grad_(True)
 
 
 def multi_resolution_noise(
@@ -380,6 +400,7 @@ class _DMCalibTask(Task):
         self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         self.contexts = Contexts.find(self.init, self.init)
         self._held: list[dict[str, Tensor]] | None = None
+        self.photo_encoder: Any = None
 
     @property
     def context_width(self) -> int:
@@ -394,6 +415,12 @@ class _DMCalibTask(Task):
         """Scaled latents (posterior mode) of images in [0, 1], without gradient."""
         with torch.no_grad():
             return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
+
+    def encode_photo(self, images: Tensor) -> Tensor:
+        """Scaled latents of photographs in [0, 1]; with gradient where their encoder is trained."""
+        if self.photo_encoder is None:
+            return self.encode(images)
+        return encode_moments(self.photo_encoder, images)[0] * self.vae.config.scaling_factor
 
     def decoded(self, decoder: nn.Module, latents: Tensor) -> Tensor:
         """A decoder's output (B, 3, 8h, 8w) of scaled latents, with gradient."""
@@ -450,6 +477,7 @@ class CalibrationRecipe:
         unet: shape of a new UNet; None takes the prior's.
         one_step: train a single pass at t = 999 from zeros instead of denoising.
         train_decoder: give Camera Images a decoder of their own, trained along.
+        train_encoder: give photographs an encoder of their own, trained along (not published; see the module).
         pixel_weight, latent_weight, focal_weight: of the one-step losses.
         pixel_share: share of a batch that is decoded for the losses that need pixels; decoding is what costs most.
         plan: augmentation.
@@ -464,6 +492,7 @@ class CalibrationRecipe:
     unet: UNetShape | None = None
     one_step: bool = False
     train_decoder: bool = False
+    train_encoder: bool = False
     pixel_weight: float = 1.0
     latent_weight: float = 0.1
     focal_weight: float = 0.5
@@ -551,6 +580,8 @@ class CalibrationTask(_DMCalibTask):
         self.decoder: nn.Module | None = None
         if r.train_decoder:
             trained["decoder"] = self.decoder = read_decoder(self.vae, self.init / "calib")
+        if r.train_encoder:
+            trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "calib")
         return nn.ModuleDict(trained)
 
     @override
@@ -564,7 +595,7 @@ class CalibrationTask(_DMCalibTask):
 
     @override
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        image, target = self.encode(batch["image"]), self.encode((batch["camera"] + 1) / 2)
+        image, target = self.encode_photo(batch["image"]), self.encode((batch["camera"] + 1) / 2)
         if not self._recipe.one_step:
             return self._denoising_loss(image, target, generator), {}
         r = self._recipe
@@ -608,7 +639,7 @@ class CalibrationTask(_DMCalibTask):
         """Camera Images (B, 3, S, S) in [-1, 1] of padded photographs, as inference makes them (few steps)."""
         from vision3d.pipelines.dmcalib.pipeline import few_step_timesteps
 
-        latents = self.encode(images)
+        latents = self.encode_photo(images)
         if self._recipe.one_step:
             found = self.one_step(latents)
         else:
@@ -670,7 +701,9 @@ class CalibrationTask(_DMCalibTask):
         r = self._recipe
         export_component(self.unet, folder / "calib")
         if self.decoder is not None:
-            write_decoder(self.decoder, folder / "calib" / DECODER_FILES[0])
+            write_half(self.decoder, folder / "calib" / DECODER_FILES[0])
+        if self.photo_encoder is not None:
+            write_half(self.photo_encoder, folder / "calib" / ENCODER_FILE)
         config = replace(self.earlier_config(), max_size=r.canvas)
         if r.one_step:
             config = replace(config, steps=1, ensemble=1, noise="zeros")
@@ -734,6 +767,7 @@ class DepthRecipe:
         camera_noise: standard deviation of the logarithm of the focal length that the network is shown: at inference
             it is an estimate.
         scale_10: let the output span [-10, 10].
+        train_encoder: give photographs an encoder of their own, trained along (not published; see the module).
         first_depth: in metres, what an untrained decoder of a new network says.
         plan: augmentation.
         max_size: longest side at which photographs are processed with these weights.
@@ -752,6 +786,7 @@ class DepthRecipe:
     gradient_weight: float = 0.0
     camera_noise: float = 0.0
     scale_10: bool = True
+    train_encoder: bool = False
     first_depth: float | None = None
     plan: Augmentation = Augmentation(zoom=(1.0, 1.2), uneven=0.0)
     max_size: int = 768
@@ -816,7 +851,7 @@ class DepthTask(_DMCalibTask):
     @override
     def build(self) -> nn.Module:
         r = self._recipe
-        self.unet = make_unet(
+        self.unet: Any = make_unet(
             self.init,
             ("depth_safe",),
             r.unet,
@@ -833,7 +868,10 @@ class DepthTask(_DMCalibTask):
         if is_new and r.first_depth is not None:
             with torch.no_grad():
                 self.decoder.conv_out.bias.fill_(self.limit * (2 * r.first_depth / r.ranges[r.domain] - 1))
-        return nn.ModuleDict({"unet": self.unet, "decoder": self.decoder})
+        trained: dict[str, nn.Module] = {"unet": self.unet, "decoder": self.decoder}
+        if r.train_encoder:
+            trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "depth_safe")
+        return nn.ModuleDict(trained)
 
     @property
     def limit(self) -> float:
@@ -850,7 +888,7 @@ class DepthTask(_DMCalibTask):
 
     def output(self, images: Tensor, camera_images: Tensor, prompt: str) -> Tensor:
         """The decoder's output (B, h, w), the mean of its channels."""
-        latents = torch.cat([self.encode(images), self.encode((camera_images + 1) / 2)], dim=1)
+        latents = torch.cat([self.encode_photo(images), self.encode((camera_images + 1) / 2)], dim=1)
         steps = torch.full((len(latents),), DEPTH_TIMESTEP, device=latents.device)
         out = self.unet(latents, steps, self.context(prompt, len(latents))).sample
         return self.decoded(self.decoder, out).mean(dim=1)
@@ -953,7 +991,9 @@ class DepthTask(_DMCalibTask):
     def export(self, folder: Path) -> None:
         r = self._recipe
         export_component(self.unet, folder / "depth_safe")
-        write_decoder(self.decoder, folder / "depth_safe" / DECODER_FILES[0])
+        write_half(self.decoder, folder / "depth_safe" / DECODER_FILES[0])
+        if self.photo_encoder is not None:
+            write_half(self.photo_encoder, folder / "depth_safe" / ENCODER_FILE)
         config = replace(
             self.earlier_config(),
             depth_max_size=r.max_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_fol
 
 if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
-    from vision3d.io.images import Photo
+    from vision3d.io.images import Photo, PhotoRef
     from vision3d.pipelines.dmcalib.options import CalibrationOptions
     from vision3d.pipelines.dmcalib.pipeline import DMCalib
     from vision3d.prediction import Prediction
@@ -48,6 +48,7 @@ def calibrate(
     exact_size: bool = True,
     formats: tuple[Literal["exr", "npz", "obj"], ...] = (),
     export: Literal["colmap", "nerfstudio"] | None = None,
+    poses: Literal["opencv", "colmap"] | None = None,
     seed: int = 666,
     batch_size: int = 1,
     device: str = "auto",
@@ -91,6 +92,8 @@ def calibrate(
         exact_size: pad what is no multiple of 8 for the depth networks; off as in the published code.
         formats: further files to write.
         export: also write all cameras to OUT, as COLMAP's cameras.txt or nerfstudio's transforms.json.
+        poses: also find where the photographs were taken, relative to the first, and export that, too: opencv for two
+            to a few dozen overlapping ones (in metres with --depth), colmap for many of one camera (needs pycolmap).
         seed: of the noise.
         batch_size: photographs that are processed together.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -103,6 +106,8 @@ def calibrate(
     from vision3d.io.files import check_writable
     from vision3d.pipelines.dmcalib.options import CalibrationOptions
 
+    if poses is not None and export is None:
+        raise InputError("poses without a place to write them", "give --export colmap or --export nerfstudio")
     total = check_inputs(inputs, recursive=recursive)
     check_writable(out)
     if batch_size < 1:
@@ -151,7 +156,7 @@ def calibrate(
         description="cameras",
     )
     if export is not None:
-        export_cameras(summary, export)
+        export_cameras(summary, export, poses, photo_refs(list(inputs), recursive=recursive) if poses else ())
     return summary
 
 
@@ -277,24 +282,76 @@ def photographs_digest(inputs: Sequence[str], recursive: bool) -> str:
     return digest.hexdigest()
 
 
-def export_cameras(summary: RunSummary, kind: str) -> None:
-    """Write the cameras of a run's results to its output folder.
+def export_cameras(
+    summary: RunSummary, kind: str, method: str | None = None, refs: Iterable[PhotoRef] = ()
+) -> None:
+    """Write the cameras of a run's results to its output folder, with poses if a method for them is named.
 
     Raises:
+        InputError: the photographs do not overlap enough for poses.
         OutputError: it cannot be written.
     """
     import json
 
     from vision3d.camera import Intrinsics
-    from vision3d.io.colmap import write_cameras
+    from vision3d.io.colmap import write_cameras, write_images
     from vision3d.io.transforms import write_transforms
 
-    cameras = {}
-    for outcome in summary.outcomes:
-        if outcome.folder is not None:
-            entry = json.loads((outcome.folder / "camera.json").read_text(encoding="utf-8"))
-            cameras[outcome.label] = Intrinsics.from_dict(entry)
+    folders = {outcome.name: outcome.folder for outcome in summary.outcomes if outcome.folder is not None}
+    labels = {outcome.name: outcome.label for outcome in summary.outcomes}
+    cameras = {
+        name: Intrinsics.from_dict(json.loads((folder / "camera.json").read_text(encoding="utf-8")))
+        for name, folder in folders.items()
+    }
+    where = None
+    if method is not None:
+        where = find_poses(
+            method, [ref for ref in refs if ref.name in folders], cameras, folders, summary.out
+        )
+        cameras = {name: cameras[name] for name in where}
     if kind == "colmap":
         write_cameras(summary.out / "cameras.txt", list(cameras.values()))
+        if where is not None:
+            names = [labels[name] for name in where]
+            write_images(
+                summary.out / "images.txt", names, list(where.values()), list(range(1, len(names) + 1))
+            )
     else:
-        write_transforms(summary.out / "transforms.json", cameras)
+        placed = None if where is None else {labels[name]: pose for name, pose in where.items()}
+        write_transforms(
+            summary.out / "transforms.json", {labels[name]: c for name, c in cameras.items()}, placed
+        )
+
+
+def find_poses(
+    method: str,
+    refs: Sequence[PhotoRef],
+    cameras: Mapping[str, Intrinsics],
+    folders: Mapping[str, Path],
+    out: Path,
+) -> dict[str, Any]:
+    """Camera-to-world poses (4, 4) by the name of the photograph; in metres where depth was predicted.
+
+    Raises:
+        InputError: fewer than two photographs, too little overlap, or other needs of the method.
+    """
+    import numpy as np
+
+    from vision3d.geometry.pose import poses_by_colmap, poses_of_views
+
+    if method == "colmap":
+        paths = [ref.path for ref in refs if ref.path is not None]
+        if len(paths) < len(refs) or len({path.parent for path in paths}) != 1:
+            raise InputError("COLMAP needs image files of one folder", "copy them together")
+        if len({cameras[ref.name] for ref in refs}) != 1:
+            raise InputError("COLMAP is given one camera", "add --shared")
+        found = poses_by_colmap(paths, cameras[refs[0].name], out / "colmap")
+        by_file = {ref.path.name: ref.name for ref in refs if ref.path is not None}
+        return {by_file[file]: pose for file, pose in found.items()}
+    images = [ref.load().rgb8 for ref in refs]
+    files = [folders[ref.name] / "metric_depth.npy" for ref in refs]
+    depths = [np.load(file, allow_pickle=False) if file.is_file() else None for file in files]
+    views = poses_of_views(images, [cameras[ref.name] for ref in refs], depths)
+    unit = "metres" if views.metric else "units of the first two photographs' distance"
+    say(f"poses of {len(refs)} photographs in {unit}, {views.reprojection:.2f} px off on average")
+    return {ref.name: pose for ref, pose in zip(refs, views.poses, strict=True)}

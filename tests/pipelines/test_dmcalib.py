@@ -396,6 +396,31 @@ def test_shared_cameras_and_exports(folder: Path, tmp_path: Path, known_cameras,
     assert code == 2 and "one camera" in err and "Traceback" not in err
 
 
+def test_poses_of_overlapping_photographs_are_exported(
+    folder: Path, tmp_path: Path, known_cameras, capsys
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (90, 160, 3), dtype=np.uint8))
+    wall = np.asarray(noise.resize((640, 360), Image.Resampling.BICUBIC))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    # Two views of a wall, the second from further right: parallel shifts, in two depths.
+    for i, shift in enumerate((0, 24)):
+        view = np.zeros((270, 360, 3), np.uint8)
+        view[:135] = wall[:135, 20 + shift : 380 + shift]
+        view[135:] = wall[135:270, 20 + 2 * shift : 380 + 2 * shift]
+        Image.fromarray(view).save(photos / f"{i}.png")
+    out = tmp_path / "out"
+    base = ("calibrate", photos, "--out", out, "--weights", folder, "--quiet")
+    code, _, err = run(*base, "--poses", "opencv", capsys=capsys)
+    assert code == 2 and "--export" in err
+    assert run(*base, "--export", "nerfstudio", "--poses", "opencv", capsys=capsys)[0] == 0
+    (_, first), (_, second) = read_transforms(out / "transforms.json").values()
+    np.testing.assert_allclose(first, np.eye(4), atol=1e-12)
+    step = second[:3, 3] / np.linalg.norm(second[:3, 3])
+    assert step[0] > 0.95  # to the right
+
+
 def test_measure_reads_results_and_photographs(folder: Path, tmp_path: Path, known_cameras, capsys) -> None:
     result = tmp_path / "result"
     result.mkdir()

@@ -284,8 +284,10 @@ class Metrology:
             return np.stack([(where[:, 0] - cx) / fx * depth, (where[:, 1] - cy) / fy * depth, depth], axis=1)
 
         def slope(step: float, **change: Any) -> float:
-            plus = {name: (1 + value if name == "scale" else value) for name, value in change.items()}
-            minus = {
+            plus: dict[str, Any] = {
+                name: (1 + value if name == "scale" else value) for name, value in change.items()
+            }
+            minus: dict[str, Any] = {
                 name: (1 - value if name == "scale" else -np.asarray(value)) for name, value in change.items()
             }
             return (length(points(**plus)) - length(points(**minus))) / (2 * step)

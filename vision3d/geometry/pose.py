@@ -54,7 +54,7 @@ def match_features(
     """
     import cv2
 
-    sift = cv2.SIFT_create(nfeatures=max_features)
+    sift = cv2.SIFT_create(nfeatures=max_features)  # type: ignore[attr-defined]
     found = [
         sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None) for image in (image_a, image_b)
     ]
@@ -441,11 +441,11 @@ def _bundle_adjusted(
         return (projected - pixel).ravel()
 
     pattern = lil_matrix((2 * len(view), len(x0)), dtype=np.int8)
-    for row, (v, p) in enumerate(zip(view, point, strict=True)):
-        for r in (2 * row, 2 * row + 1):
-            if v:
-                pattern[r, 6 * (v - 1) : 6 * v] = 1
-            pattern[r, cut + 3 * p : cut + 3 * p + 3] = 1
+    for line, (seen_by, number) in enumerate(zip(view.tolist(), point.tolist(), strict=True)):
+        for r in (2 * line, 2 * line + 1):
+            if seen_by:
+                pattern[r, 6 * (seen_by - 1) : 6 * seen_by] = 1
+            pattern[r, cut + 3 * number : cut + 3 * number + 3] = 1
     solution = least_squares(
         residuals, x0, jac_sparsity=pattern, loss="soft_l1", x_scale="jac", max_nfev=30, method="trf"
     )
