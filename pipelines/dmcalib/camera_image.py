@@ -324,9 +324,9 @@ class _Field:
         span, polar = AZIMUTH[1] - AZIMUTH[0], POLAR[1] - POLAR[0]
         theta = c0 * np.float32(span * math.pi) + np.float32(AZIMUTH[0] * math.pi)
         psi = np.float32((0.5 - POLAR[0]) * math.pi) - c1 * np.float32(polar * math.pi)
-        there = [np.abs(c - 0.5) < 0.5 - CLIPPED for c in (c0, c1)]
+        there_theta, there_psi = (np.abs(c - 0.5) < 0.5 - CLIPPED for c in (c0, c1))
         v, u = (np.arange(n) + 0.5 for n in image.shape[1:])
-        return cls(theta, psi, *there, u[columns], v[rows])
+        return cls(theta, psi, there_theta, there_psi, u[columns], v[rows])
 
 
 @dataclass
@@ -449,7 +449,8 @@ def _some_pixels(there: np.ndarray, rng: np.random.Generator, count: int = 2048)
         )
     if len(usable) > count:
         usable = usable[rng.integers(0, len(usable), count)]
-    return np.unravel_index(usable, there.shape)
+    rows, columns = np.unravel_index(usable, there.shape)
+    return rows, columns
 
 
 def _ransac_pixels(

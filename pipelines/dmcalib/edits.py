@@ -208,12 +208,12 @@ def restore(
     # From every pixel of the restored picture to where it lies in the edited one.
     rays = target.rays()
     x, y = rays[..., 0].astype(np.float64), rays[..., 1].astype(np.float64)
-    factor = 1.0
     if undistort:
         r2 = x * x + y * y
         factor = 1 + edit.k1 * r2 + edit.k2 * r2 * r2
-    u = camera.fx * x * factor + camera.cx
-    v = camera.fy * y * factor + camera.cy
+        x, y = x * factor, y * factor
+    u = camera.fx * x + camera.cx
+    v = camera.fy * y + camera.cy
     valid = (u >= 0) & (u <= camera.width) & (v >= 0) & (v <= camera.height)
     # OpenCV counts from pixel centres.
     restored = cv2.remap(

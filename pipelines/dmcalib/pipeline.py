@@ -110,7 +110,8 @@ class DMCalib:
         self.depth_unet, self.depth_decoder = depth_unet, depth_decoder
         self.contexts = contexts or files.Contexts()
         self.config = config or DMCalibConfig()
-        self.weights_name, self.weights_sha256 = "given networks", None
+        self.weights_name = "given networks"
+        self.weights_sha256: str | None = None
         self._memory_budget: int | None = None
         self._sequential = False
         self.device = next((p.device for p in unet.parameters()), torch.device("cpu"))

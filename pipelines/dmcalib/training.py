@@ -806,11 +806,12 @@ class DepthTask(_DMCalibTask):
         self.unet = make_unet(self.init, ("depth_safe",), r.unet, r.max_size, self.context_width)
         if self.options.checkpointing or (self.options.checkpointing is None and r.unet is None):
             self.unet.enable_gradient_checkpointing()
-        self.decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
+        decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
         is_new = not (self.init / "depth_safe" / DECODER_FILES[0]).is_file()
         if is_new and r.first_depth is not None:
             with torch.no_grad():
-                self.decoder.conv_out.bias.fill_(self.limit * (2 * r.first_depth / r.ranges[r.domain] - 1))
+                decoder.conv_out.bias.fill_(self.limit * (2 * r.first_depth / r.ranges[r.domain] - 1))
+        self.decoder = decoder
         return nn.ModuleDict({"unet": self.unet, "decoder": self.decoder})
 
     @property

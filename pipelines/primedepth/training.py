@@ -253,7 +253,8 @@ class PrimeDepthTask(Task):
         if recipe.vae_lr:
             self.vae.requires_grad_(True).train()
             trained["vae"] = self.vae
-        return nn.ModuleDict(trained).to(memory_format=torch.channels_last)
+        model = nn.ModuleDict(trained)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _part(self, name: str, cls: type) -> Any:
         return load_module(cls, self.init / name) if (self.init / name / "config.json").is_file() else None

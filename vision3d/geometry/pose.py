@@ -54,7 +54,7 @@ def match_features(
     """
     import cv2
 
-    sift = cv2.SIFT_create(nfeatures=max_features)
+    sift = cv2.SIFT_create(nfeatures=max_features)  # type: ignore[attr-defined] # missing in the stubs
     found = [
         sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None) for image in (image_a, image_b)
     ]
@@ -441,7 +441,7 @@ def _bundle_adjusted(
         return (projected - pixel).ravel()
 
     pattern = lil_matrix((2 * len(view), len(x0)), dtype=np.int8)
-    for row, (v, p) in enumerate(zip(view, point, strict=True)):
+    for row, (v, p) in enumerate(zip(view.tolist(), point.tolist(), strict=True)):
         for r in (2 * row, 2 * row + 1):
             if v:
                 pattern[r, 6 * (v - 1) : 6 * v] = 1

@@ -153,7 +153,7 @@ class GeometryPriorTask(Task):
             nn.PixelShuffle(CELL),
         )
         model = nn.ModuleDict({"vae": self.vae, "unet": self.unet, "read_out": self.read_out})
-        return model.to(memory_format=torch.channels_last)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
