@@ -441,8 +441,8 @@ def _bundle_adjusted(
         return (projected - pixel).ravel()
 
     pattern = lil_matrix((2 * len(view), len(x0)), dtype=np.int8)
-    for row, (v, p) in enumerate(zip(view.tolist(), point.tolist(), strict=True)):
-        for r in (2 * row, 2 * row + 1):
+    for k, (v, p) in enumerate(zip(view, point, strict=True)):
+        for r in (2 * k, 2 * k + 1):
             if v:
                 pattern[r, 6 * (v - 1) : 6 * v] = 1
             pattern[r, cut + 3 * p : cut + 3 * p + 3] = 1
