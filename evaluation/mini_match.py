@@ -197,7 +197,7 @@ def main(
         from vision3d.pipelines.sd_dino import SDDino
 
         halves = {"sd_weight": sd_weight, "dino_weight": dino_weight}
-        settings = {name: value for name, value in halves.items() if value is not None}
+        settings: dict[str, Any] = {name: value for name, value in halves.items() if value is not None}
         pipeline = SDDino.from_pretrained(weights, sd=sd, dino=dino, device=device, cache=False, **settings)
         for name, features in MODES.items():
             scores[name] = score(pipeline, chosen, features)

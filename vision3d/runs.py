@@ -114,6 +114,12 @@ class RunSummary:
         there = self.count("done") + self.count("skipped")
         return f"{there} finished in {self.out}; the same command goes on from there"
 
+    def ended_by(self, error: Vision3DError) -> OutputError:
+        """What to raise when nothing more can be written: the error, and how far the run came."""
+        ended = OutputError(error.message, f"{error.hint} ({self.progress})" if error.hint else self.progress)
+        ended.details = self.to_dict()
+        return ended
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -397,11 +403,7 @@ def run_folder(
             left.release()
         summary.seconds = time.monotonic() - started
     if stopped and stopped[0].error is not None:
-        if total == 1:
-            raise stopped[0].error
-        error = OutputError(stopped[0].error.message, f"{stopped[0].error.hint} ({summary.progress})")
-        error.details = summary.to_dict()
-        raise error
+        raise stopped[0].error if total == 1 else summary.ended_by(stopped[0].error)
     if alone := only_error():
         raise alone
     return summary

@@ -338,7 +338,7 @@ def fuse_match(case: Case) -> Results:
     from vision3d.pipelines.sd_dino.matching import nearest_cells
 
     weights, dims = case.meta["weights"], case.meta["dims"]
-    fused = [
+    first, second = (
         fuse(
             case.tensor(f"sd{i}"),
             case.tensor(f"dino{i}"),
@@ -348,17 +348,17 @@ def fuse_match(case: Case) -> Results:
             weigh_after=case.meta.get("order", "SPair rule").startswith("TSS"),
         )
         for i in (0, 1)
-    ]
-    results: Results = {"fused0": fused[0], "fused1": fused[1]}
+    )
+    results: Results = {"fused0": first, "fused1": second}
     metrics = {"l2": "l2", "l1": "l1", "cos": "cosine", "l2_norm": "l2_norm", "l1_norm": "l1_norm"}
     metrics |= {"plus": "plus", "plus_norm": "plus_norm"}
     for name in case.outputs:
         if name.startswith("sim_"):
             metric = metrics[name.removeprefix("sim_")]
-            results[name] = similarity(*fused, metric, halves=sum(dims))  # type: ignore[arg-type]
+            results[name] = similarity(first, second, metric, halves=sum(dims))  # type: ignore[arg-type]
     size = re.search(r"(\d+)-px canvas, stride (\d+), (\d+)x\d+ grid", case.meta["description"])
     side, stride, count = map(int, size.groups()) if size else (168, 14, 12)
-    found = nearest_cells(fused[0], fused[1], (count, count))
+    found = nearest_cells(first, second, (count, count))
     cells = cells_of(case.arrays["kps"][:, :2], side, count, clamp=False)
     results |= {
         "nn_1_to_2": found.forward,

@@ -130,7 +130,8 @@ def prepost(case: Case) -> Results:
     inputs: dict[int, Any] = {}
     for name in case.outputs:
         if part := re.fullmatch(r"resize_lanczos_(\d+)", name):
-            results[name] = imaging.resize_image(image, imaging.working_size(*image.shape[:2], int(part[1])))
+            size = imaging.working_size(image.shape[0], image.shape[1], int(part[1]))
+            results[name] = imaging.resize_image(image, size)
         elif part := re.fullmatch(r"pre_(\d+)", name):
             x, canvas = imaging.preprocess(pixels, int(part[1]))
             inputs[int(part[1])] = x
@@ -309,8 +310,9 @@ def metrics(case: Case) -> Results:
     for n in images:
         results[f"rmse_{n}"] = np.array([errors[n, k].distance for k in predictions])
     for k in predictions:
-        m = pooled_metrics(errors[n, k] for n in images)
-        results[f"pooled_{k}"] = np.array([m.mean, m.median, m.below_11_25, m.below_22_5, m.below_30])
+        pooled = pooled_metrics(errors[n, k] for n in images)
+        shares = [pooled.below_11_25, pooled.below_22_5, pooled.below_30]
+        results[f"pooled_{k}"] = np.array([pooled.mean, pooled.median, *shares])
         results[f"valid_{k}"] = sum(errors[n, k].angles.size for n in images)
     means = [[float(errors[n, k].angles.mean()) for k in predictions] for n in images]
     results["per_image_mean"], results["variance"] = np.array(means), seed_variance(means)

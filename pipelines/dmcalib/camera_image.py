@@ -449,7 +449,8 @@ def _some_pixels(there: np.ndarray, rng: np.random.Generator, count: int = 2048)
         )
     if len(usable) > count:
         usable = usable[rng.integers(0, len(usable), count)]
-    return np.unravel_index(usable, there.shape)
+    rows, columns = np.unravel_index(usable, there.shape)
+    return rows, columns
 
 
 def _ransac_pixels(

@@ -212,8 +212,9 @@ def restore(
     if undistort:
         r2 = x * x + y * y
         factor = 1 + edit.k1 * r2 + edit.k2 * r2 * r2
-    u = camera.fx * x * factor + camera.cx
-    v = camera.fy * y * factor + camera.cy
+        x, y = x * factor, y * factor
+    u = camera.fx * x + camera.cx
+    v = camera.fy * y + camera.cy
     valid = (u >= 0) & (u <= camera.width) & (v >= 0) & (v <= camera.height)
     # OpenCV counts from pixel centres.
     restored = cv2.remap(

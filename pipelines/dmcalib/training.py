@@ -863,12 +863,13 @@ class DepthTask(_DMCalibTask):
             self.options.checkpointing is None and self.options.preset.startswith("full")
         ):
             self.unet.enable_gradient_checkpointing()
-        self.decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
+        decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
         is_new = not (self.init / "depth_safe" / DECODER_FILES[0]).is_file()
         if is_new and r.first_depth is not None:
             with torch.no_grad():
-                self.decoder.conv_out.bias.fill_(self.limit * (2 * r.first_depth / r.ranges[r.domain] - 1))
-        trained: dict[str, nn.Module] = {"unet": self.unet, "decoder": self.decoder}
+                decoder.conv_out.bias.fill_(self.limit * (2 * r.first_depth / r.ranges[r.domain] - 1))
+        self.decoder = decoder
+        trained: dict[str, nn.Module] = {"unet": self.unet, "decoder": decoder}
         if r.train_encoder:
             trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "depth_safe")
         return nn.ModuleDict(trained)

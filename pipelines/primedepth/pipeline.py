@@ -525,7 +525,7 @@ class PrimeDepth(DiffusionPipeline):
             try:
                 return self.predict(batch, options, generator=generator, second_opinion=second_opinion)
             except Exception:
-                if generator is not None:  # another attempt draws the same noise
+                if generator is not None and before is not None:  # another attempt draws the same noise
                     generator.set_state(before)
                 raise
 
@@ -567,9 +567,9 @@ class PrimeDepth(DiffusionPipeline):
         from vision3d.io.images import holds_many, iter_photos, load_photo
 
         chosen = DepthOptions(**options)
-        extras = {"generator": generator, "second_opinion": second_opinion}
+        extras: dict[str, Any] = {"generator": generator, "second_opinion": second_opinion}
         if not isinstance(images, (list, tuple)) and not holds_many(images):
-            return next(self.stream([load_photo(images)], chosen, **extras))  # type: ignore[arg-type]
+            return next(self.stream([load_photo(images)], chosen, **extras))
         photos = (reference.load() for reference in iter_photos(images))
         return list(self.stream(photos, chosen, batch_size=batch_size, **extras))
 

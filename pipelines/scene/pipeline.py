@@ -146,7 +146,9 @@ class ScenePipeline:
         from vision3d.pipelines.stablenormal.options import NormalOptions
 
         canvas = self.canvas(options)
-        chosen = CalibrationOptions(**options.calibration(), **({"max_size": canvas} if canvas else {}))
+        chosen = CalibrationOptions(**options.calibration())
+        if canvas is not None:
+            chosen = replace(chosen, max_size=canvas)
         if canvas is not None and chosen.focal is not None:
             chosen = replace(chosen, focal=chosen.focal * canvas / max(photo.size))
         segmentation = (

@@ -172,19 +172,16 @@ def run_pairs(
         with bar:
             for job in jobs:
                 outcome = one(job)
+                if outcome.stop and outcome.error is not None:
+                    raise summary.ended_by(outcome.error) if len(jobs) > 1 else outcome.error
                 summary.outcomes.append(outcome)
                 bar.advance()
                 if outcome.status == "failed" and len(jobs) > 1:
                     warn(f"{outcome.label}: {outcome.reason}")
-                if outcome.stop:
-                    summary.stopped = outcome.reason
-                    break
     except KeyboardInterrupt:
-        finished = summary.count("done") + summary.count("skipped")
-        raise KeyboardInterrupt(
-            f"interrupted with {finished} pairs finished in {out}; the same command goes on from there"
-        ) from None
-    summary.seconds = time.monotonic() - started
+        raise KeyboardInterrupt(f"interrupted with {summary.progress}") from None
+    finally:
+        summary.seconds = time.monotonic() - started
     error: Vision3DError | None = summary.outcomes[0].error if len(jobs) == 1 else None
     if error is not None:
         raise error

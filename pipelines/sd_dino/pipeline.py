@@ -584,8 +584,8 @@ class SDDino:
                 "mutual": empty.astype(bool), "cycle_error": empty,
             }  # fmt: skip
         joined = {name: torch.cat(values) for name, values in parts.items()}
-        back = _middles(joined["back"].cpu().numpy(), a.shape)
-        steps = np.hypot(*(back - _middles(cell, a.shape)).T)
+        returned = _middles(joined["back"].cpu().numpy(), a.shape)
+        steps = np.hypot(*(returned - _middles(cell, a.shape)).T)
         confidence = matching.confidence(joined["share"].cpu(), torch.from_numpy(steps).float())
         return {
             "points_b": b.grid.to_image(joined["place"].double().cpu().numpy()),

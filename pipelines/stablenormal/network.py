@@ -38,7 +38,7 @@ class ControlNetVAEModel(ControlNetModel):
     are not made: the published forward pass never applies them (StableNormal, ``ControlNetVAEModel``).
     """
 
-    @functools.wraps(ControlNetModel.__init__)
+    @functools.wraps(ControlNetModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for prefix in IMAGE_BRANCH_UNUSED:
@@ -105,7 +105,7 @@ class SemanticControlNet(ControlNetModel):
     ``conditioning_embedding_out_channels`` the widths inside the embedding.
     """
 
-    @functools.wraps(ControlNetModel.__init__)
+    @functools.wraps(ControlNetModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.config

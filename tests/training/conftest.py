@@ -43,6 +43,6 @@ class NoiseWorld:
         return {"source": "noise", "samples": self.count}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def world() -> NoiseWorld:
     return NoiseWorld()

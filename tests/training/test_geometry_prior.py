@@ -30,10 +30,12 @@ GEOMETRY = GeometryPriorRecipe(crops=((24, 32, 4),))
 QUICK = TrainerSettings(steps=2, device="cpu", log_every=1, warmup=1)
 
 
-@pytest.fixture(autouse=True)
-def stand_in_world(monkeypatch, world):
-    for module in (prior, geometry_prior, primedepth):
-        monkeypatch.setattr(module, "RenderedWorld", lambda first_seed, count, size: _Endless(world))
+@pytest.fixture(scope="module", autouse=True)
+def stand_in_world(world):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (prior, geometry_prior, primedepth):
+            patch.setattr(module, "RenderedWorld", lambda first_seed, count, size: _Endless(world))
+        yield
 
 
 class _Endless:
@@ -46,16 +48,17 @@ class _Endless:
         return self.world[index % len(self.world)]
 
 
-@pytest.fixture
-def prior_folder(tmp_path, world):
-    trainer = Trainer(PriorVaeTask(VAE, world, TaskOptions()), QUICK, tmp_path / "vae-run")
+@pytest.fixture(scope="module")
+def prior_folder(stand_in_world, tmp_path_factory, world):
+    folder = tmp_path_factory.mktemp("prior")
+    trainer = Trainer(PriorVaeTask(VAE, world, TaskOptions()), QUICK, folder / "vae-run")
     trainer.run()
-    trainer.export(tmp_path / "vae-weights")
-    task = PriorUnetTask(UNET, world, TaskOptions(init=tmp_path / "vae-weights"))
-    trainer = Trainer(task, QUICK, tmp_path / "prior-run")
+    trainer.export(folder / "vae-weights")
+    task = PriorUnetTask(UNET, world, TaskOptions(init=folder / "vae-weights"))
+    trainer = Trainer(task, QUICK, folder / "prior-run")
     trainer.run()
-    trainer.export(tmp_path / "prior")
-    return tmp_path / "prior"
+    trainer.export(folder / "prior")
+    return folder / "prior"
 
 
 def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, world, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,22 +34,24 @@ TINY = replace(
 SETTINGS = TrainerSettings(steps=2, lr=1e-3, warmup=1, ema=0.0, device="cpu", log_every=1, threads=1)
 
 
-@pytest.fixture(autouse=True)
-def _small_held_out(monkeypatch: pytest.MonkeyPatch, world) -> None:
-    monkeypatch.setattr(module, "RenderedWorld", lambda seed, count, size: world)
-    monkeypatch.setattr(module, "HELD_OUT", 3)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture(scope="module", autouse=True)
+def _small_held_out(world) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "RenderedWorld", lambda seed, count, size: world)
+        patch.setattr(module, "HELD_OUT", 3)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
-@pytest.fixture
-def first(tmp_path: Path, world) -> Path:
+@pytest.fixture(scope="module")
+def first(_small_held_out: None, tmp_path_factory: pytest.TempPathFactory, world) -> Path:
     """Export of a first stage after two steps."""
-    options = TaskOptions(init=EMBEDDED / "primedepth")
-    trainer = Trainer(YosoTask(TINY, world, options), SETTINGS, tmp_path / "first")
+    folder = tmp_path_factory.mktemp("first")
+    trainer = Trainer(YosoTask(TINY, world, TaskOptions(init=EMBEDDED / "primedepth")), SETTINGS, folder)
     summary = trainer.run()
-    trainer.export(tmp_path / "first" / "weights")
+    trainer.export(folder / "weights")
     assert {"mean_map", "one_step", "one_step_ratio"} <= set(summary.metrics)
-    return tmp_path / "first" / "weights"
+    return folder / "weights"
 
 
 def picture() -> np.ndarray:

@@ -27,31 +27,34 @@ UNET = replace(
 QUICK = TrainerSettings(steps=4, device="cpu", log_every=2, warmup=2)
 
 
-@pytest.fixture(autouse=True)
-def plain_pictures(monkeypatch, world):
+@pytest.fixture(scope="module", autouse=True)
+def plain_pictures(world):
     """Held-out scenes from the stand-in world, and no photometric augmentation."""
-    monkeypatch.setattr(prior, "RenderedWorld", lambda first_seed, count, size: world)
-    monkeypatch.setattr(
-        prior,
-        "WorldBatches",
-        lambda *args, **kwargs: replace(_batches(*args, **kwargs), photometric=0.0),
-    )
-    monkeypatch.setattr(
-        prior,
-        "held_out_images",
-        lambda count, size: torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "RenderedWorld", lambda first_seed, count, size: world)
+        patch.setattr(
+            prior,
+            "WorldBatches",
+            lambda *args, **kwargs: replace(_batches(*args, **kwargs), photometric=0.0),
+        )
+        patch.setattr(
+            prior,
+            "held_out_images",
+            lambda count, size: torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)),
+        )
+        yield
 
 
 _batches = prior.WorldBatches
 
 
-@pytest.fixture
-def vae_folder(tmp_path, world):
-    trainer = Trainer(PriorVaeTask(VAE, world, TaskOptions()), QUICK, tmp_path / "vae-run")
+@pytest.fixture(scope="module")
+def vae_folder(plain_pictures, tmp_path_factory, world):
+    folder = tmp_path_factory.mktemp("vae")
+    trainer = Trainer(PriorVaeTask(VAE, world, TaskOptions()), QUICK, folder / "run")
     trainer.run()
-    trainer.export(tmp_path / "vae-weights")
-    return tmp_path / "vae-weights"
+    trainer.export(folder / "weights")
+    return folder / "weights"
 
 
 def test_vae_export_loads_with_diffusers_and_its_latents_have_unit_deviation(vae_folder):

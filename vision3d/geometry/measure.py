@@ -277,7 +277,7 @@ class Metrology:
         z = np.array([k[0] for k in known])
         gradient = np.array([k[2] for k in known])
 
-        def points(scale: float = 1.0, dz: Any = 0.0, move: Any = 0.0, dcamera: Any = 0.0) -> np.ndarray:
+        def points(scale: Any = 1.0, dz: Any = 0.0, move: Any = 0.0, dcamera: Any = 0.0) -> np.ndarray:
             fx, fy, cx, cy = camera + dcamera
             where = uv + move
             depth = scale * (z + dz + np.sum(gradient * np.broadcast_to(move, uv.shape), axis=1))

@@ -8,6 +8,9 @@ import numpy as np
 
 from vision3d.errors import InputError, OutputError
 
+FULL_SCALE = {np.dtype(kind): float(np.iinfo(kind).max) for kind in (np.uint8, np.uint16)}
+"""What stands for 1 in the pictures that are read."""
+
 
 def write_normals_png(path: Path, normals: np.ndarray, valid: np.ndarray) -> None:
     """16-bit RGB PNG of (H, W, 3) unit vectors: ``round((n + 1) / 2 * 65535)``, white where invalid.
@@ -45,9 +48,9 @@ def read_normals_png(path: Path) -> np.ndarray:
 
     data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
     numbers = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if numbers is None or numbers.ndim != 3 or numbers.dtype not in (np.uint8, np.uint16):
+    if numbers is None or numbers.ndim != 3 or numbers.dtype not in FULL_SCALE:
         raise InputError(f"{path} is not a colour picture of normals", "give a normals.png")
-    vectors = numbers[..., 2::-1].astype(np.float64) / np.iinfo(numbers.dtype).max * 2 - 1
+    vectors = numbers[..., 2::-1].astype(np.float64) / FULL_SCALE[numbers.dtype] * 2 - 1
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     there = (length > 0.5) & (length < 1.5)
     return np.where(there, vectors / np.maximum(length, 1e-12), 0).astype(np.float32)
