@@ -7,12 +7,16 @@ another crop, over learned prototypes. Centring and a sharp teacher keep both fr
 Ours is one term more: patches are distilled, too, each with the teacher's patch at the same place of the other crop
 (after iBOT and DenseCL). Few images and little time suffice for it, and correspondence lives on patches. Images are
 cut around single objects, as the photographs of a curated data set are.
+
+The preset ``mini-keypoints`` is not self-supervised any more: it also learns which of the procedural world's named
+keypoints (category and name) a patch holds. The record of a training says so.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +54,7 @@ class DinoRecipe:
         centre_momentum: of the means that are taken off the teacher's outputs.
         freeze_last: steps during which prototypes stay as they are.
         patch_weight: of the term over patches; 0 is plain DINO.
+        keypoint_weight: of telling which named keypoint of the world a patch holds; 0 is self-supervised.
         objects: share of the images that are cut around an object with keypoints; others are random squares.
         margin: smallest and largest side of that cut relative to the object.
         flip: mirror half of the images, all crops of one alike, so that left and right stay apart.
@@ -80,6 +85,7 @@ class DinoRecipe:
     centre_momentum: float = 0.9
     freeze_last: int = 100
     patch_weight: float = 0.0
+    keypoint_weight: float = 0.0
     objects: float = 0.0
     margin: tuple[float, float] = (1.1, 1.8)
     flip: bool = True
@@ -90,35 +96,37 @@ class DinoRecipe:
     world: tuple[int, int] = (240, 320)
 
 
+MINI = DinoRecipe(
+    width=128,
+    depth=6,
+    heads=4,
+    patch=8,
+    crop=96,
+    local_crop=48,
+    locals=2,
+    batch=24,
+    prototypes=512,
+    hidden=256,
+    bottleneck=64,
+    lr=1e-3,
+    momentum=0.99,
+    momentum_steps=4000,
+    crop_scale=(0.45, 1.0),
+    local_scale=(0.12, 0.4),
+    teacher_temperature=0.05,
+    teacher_warmup=300,
+    freeze_last=50,
+    patch_weight=1.0,
+    objects=0.8,
+    flip=True,
+    warmup=150,
+    sd_size=256,
+    dino_size=128,
+    world=(120, 160),
+)
 PRESETS = {
-    "mini": DinoRecipe(
-        width=128,
-        depth=6,
-        heads=4,
-        patch=8,
-        crop=96,
-        local_crop=48,
-        locals=2,
-        batch=24,
-        prototypes=512,
-        hidden=256,
-        bottleneck=64,
-        lr=1e-3,
-        momentum=0.99,
-        momentum_steps=4000,
-        crop_scale=(0.45, 1.0),
-        local_scale=(0.12, 0.4),
-        teacher_temperature=0.05,
-        teacher_warmup=300,
-        freeze_last=50,
-        patch_weight=1.0,
-        objects=0.8,
-        flip=True,
-        warmup=150,
-        sd_size=256,
-        dino_size=128,
-        world=(120, 160),
-    ),
+    "mini": MINI,
+    "mini-keypoints": replace(MINI, keypoint_weight=1.0),
     # ViT-S/8 as published, except that the images are ours
     "full": DinoRecipe(
         width=384,
@@ -145,6 +153,20 @@ PRESETS = {
         world=(384, 512),
     ),
 }
+
+
+LABELS = 4093
+"""Classes of keypoints: names are hashed, so that no list of them has to be kept; a few of some hundred collide."""
+KEYPOINTS = 24
+"""Keypoints per crop, at most."""
+
+
+def keypoint_label(category: str, name: str, mirrored: bool = False) -> int:
+    """Class of a named keypoint, from 1; in a mirrored image left is right."""
+    if mirrored:
+        parts = name.split("_")
+        name = "_".join({"left": "right", "right": "left"}.get(part, part) for part in parts)
+    return 1 + zlib.crc32(f"{category}|{name}".encode()) % LABELS
 
 
 # Crops ------------------------------------------------------------------------------------------------------
@@ -175,23 +197,37 @@ class CropBatches:
         large = [[e[0][i] for e in examples] for i in (0, 1)]
         small = [[e[1][i] for e in examples] for i in range(self.recipe.locals)]
         boxes = [[e[2][i] for e in examples] for i in (0, 1)]
-        batch = {
+        batch: dict[str, Any] = {
             "large": torch.from_numpy(np.stack(large[0] + large[1])).permute(0, 3, 1, 2).float() / 255,
             "boxes": torch.tensor(boxes[0] + boxes[1], dtype=torch.float32),
         }
+        if self.recipe.keypoint_weight:
+            tables = [_keypoints_in(e[3], e[2][i]) for i in (0, 1) for e in examples]
+            batch["keypoints"] = torch.from_numpy(np.stack(tables))
         if small:
             flat = np.stack([crop for group in small for crop in group])
             batch["small"] = torch.from_numpy(flat).permute(0, 3, 1, 2).float() / 255
         return batch
 
-    def example(self, position: int) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]]]:
-        """Large crops, small crops and the large ones' boxes of one image of the endless stream."""
+    def example(
+        self, position: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]], np.ndarray]:
+        """Large crops, small crops, the large ones' boxes, and keypoints (x, y, class) of one image of the stream."""
         rng = np.random.default_rng((self.seed, 3, position))
         sample = self.source[int(rng.integers(len(self.source)))]
         recipe = self.recipe
-        image = self._subject(sample, rng)
-        if recipe.flip and rng.random() < 0.5:
+        top, left, bottom, right = self._subject(sample, rng)
+        image = np.asarray(sample.image)[top:bottom, left:right]
+        mirrored = recipe.flip and rng.random() < 0.5
+        if mirrored:
             image = image[:, ::-1]
+        points = np.zeros((0, 3), np.float32)
+        if recipe.keypoint_weight:
+            rows = sample.keypoints[sample.keypoints["visible"]]
+            classes = [keypoint_label(str(r["category"]), str(r["name"]), mirrored) for r in rows]
+            points = np.stack([rows["x"] - left, rows["y"] - top, classes], 1).astype(np.float32)
+            if mirrored:
+                points[:, 0] = image.shape[1] - points[:, 0]
         large, small, boxes = [], [], []
         for _ in range(2):
             box = random_box(image.shape[:2], recipe.crop_scale, rng)
@@ -200,10 +236,10 @@ class CropBatches:
         for _ in range(recipe.locals):
             box = random_box(image.shape[:2], recipe.local_scale, rng)
             small.append(_crop(image, box, recipe.local_crop, rng))
-        return large, small, boxes
+        return large, small, boxes, points
 
-    def _subject(self, sample: Any, rng: np.random.Generator) -> np.ndarray:
-        """A square of the sample, around one of its objects if it has one."""
+    def _subject(self, sample: Any, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A square (top, left, bottom, right) of the sample, around one of its objects if it has one."""
         image = np.asarray(sample.image)
         found = (
             instances(sample, min_share=0.015, min_keypoints=1) if rng.random() < self.recipe.objects else []
@@ -211,13 +247,21 @@ class CropBatches:
         if found:
             box = found[int(rng.integers(len(found)))].box
             margin, shift = rng.uniform(*self.recipe.margin), rng.uniform(-0.1, 0.1, 2)
-            window = square_window(box, image.shape[:2], margin, (float(shift[0]), float(shift[1])))
-        else:
-            side = round(min(image.shape[:2]) * rng.uniform(0.5, 1.0))
-            top, left = (int(rng.integers(0, length - side + 1)) for length in image.shape[:2])
-            window = top, left, top + side, left + side
-        top, left, bottom, right = window
-        return image[top:bottom, left:right]
+            return square_window(box, image.shape[:2], margin, (float(shift[0]), float(shift[1])))
+        side = round(min(image.shape[:2]) * rng.uniform(0.5, 1.0))
+        top, left = (int(rng.integers(0, length - side + 1)) for length in image.shape[:2])
+        return top, left, top + side, left + side
+
+
+def _keypoints_in(points: np.ndarray, box: list[float]) -> np.ndarray:
+    """Keypoints (24, 3) of one crop: x, y from 0 to 1 and class; rows of zeros where there are fewer."""
+    table = np.zeros((KEYPOINTS, 3), np.float32)
+    top, left, bottom, right = box
+    places = (points[:, :2] - [left, top]) / [right - left, bottom - top]
+    inside = ((places > 0) & (places < 1)).all(1)
+    chosen = np.column_stack([places[inside], points[inside, 2]])[:KEYPOINTS]
+    table[: len(chosen)] = chosen
+    return table
 
 
 def random_box(
@@ -313,6 +357,46 @@ def patches_at(
     return values.flatten(2).transpose(1, 2), inside
 
 
+def keypoint_loss(
+    head: nn.Module,
+    patches: Tensor,  # [B, h * w, C]
+    keypoints: Tensor,  # [B, M, 3] x, y from 0 to 1 and class, 0 for no keypoint
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    others: int = 4,
+) -> Tensor:
+    """Cross entropy of patches that hold a keypoint, and in equal parts of some that are not even next to one.
+
+    Args:
+        head: patches to scores of the classes; class 0 is "none".
+        patches, keypoints: of the crops.
+        grid: (h, w).
+        generator: draws the others, on the CPU.
+        others: so many of them for each crop.
+    """
+    classes = keypoints[..., 2].long()
+    column = (keypoints[..., 0] * grid[1]).long().clamp(0, grid[1] - 1)
+    row = (keypoints[..., 1] * grid[0]).long().clamp(0, grid[0] - 1)
+    image = torch.arange(len(patches), device=patches.device)[:, None].expand_as(classes)
+    there = classes > 0
+    taken = torch.zeros((len(patches), 1, *grid), device=patches.device)
+    taken[image[there], 0, row[there], column[there]] = 1
+    near = F.max_pool2d(taken, 3, stride=1, padding=1).flatten(1) > 0
+    drawn = torch.randint(0, grid[0] * grid[1], (len(patches), others), generator=generator).to(
+        patches.device
+    )
+    free = ~near.gather(1, drawn)
+    total = patches.sum() * 0
+    if there.any():
+        chosen = patches[image[there], (row * grid[1] + column)[there]]
+        total = total + F.cross_entropy(head(chosen).float(), classes[there])
+    if free.any():
+        chosen = patches.gather(1, drawn[..., None].expand(-1, -1, patches.shape[-1]))[free]
+        none = torch.zeros(len(chosen), dtype=torch.long, device=patches.device)
+        total = total + F.cross_entropy(head(chosen).float(), none)
+    return total
+
+
 class DinoTask(Task):
     """Student and teacher.
 
@@ -368,6 +452,8 @@ class DinoTask(Task):
                 parts[f"{who}_{head}"] = PrototypeHead(
                     recipe.width, recipe.hidden, recipe.bottleneck, recipe.prototypes
                 )
+        if recipe.keypoint_weight:
+            parts["keypoint_head"] = nn.Linear(recipe.width, LABELS + 1)
         if self.options.init is not None:
             self._continue_from(parts["student"], self.options.init)
         self.model = nn.ModuleDict(parts)
@@ -464,6 +550,11 @@ class DinoTask(Task):
             dense = self._patch_loss(seen, taught, boxes, step, frozen)
             loss = loss + recipe.patch_weight * dense
             metrics["patch"] = dense.detach()
+        if recipe.keypoint_weight:
+            head = self._part("keypoint_head")
+            named = keypoint_loss(head, seen.patches, batch["keypoints"], seen.grid, generator)
+            loss = loss + recipe.keypoint_weight * named
+            metrics["keypoints"] = named.detach()
         return loss, metrics
 
     def _patch_loss(self, seen: Any, taught: Any, boxes: Tensor, step: int, frozen: bool) -> Tensor:

@@ -67,6 +67,8 @@ def instances(
             continue
         y, x = np.nonzero(mask)
         box = float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)
+        if max(box[2] - box[0], box[3] - box[1]) > min(owner.shape):
+            continue  # no square of the image shows all of it
         points = np.stack([rows["x"], rows["y"]], 1).astype(np.float64)
         names = tuple(str(name) for name in rows["name"])
         found.append(Instance(int(sample.seed), int(object_id), str(rows["category"][0]), box, names, points))

@@ -1,0 +1,213 @@
+"""PCK on cases counted by hand, flow errors, and the official layouts of the correspondence data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision3d.errors import InputError
+from vision3d.evaluation.correspondence import PCK, PairErrors, flow_errors, smoothness
+from vision3d.evaluation.datasets.correspondence import SPAIR_PAIRS, PFPascal, SPair71k
+from vision3d.evaluation.datasets.tss import TSS
+from vision3d.io.flow import write_flo
+
+
+def test_the_four_conventions_by_hand() -> None:
+    """Two pairs: 1 of 4 and 1 of 1 within the box's limit, 2 of 4 and 0... of the image's."""
+    pairs = [
+        PairErrors(
+            "cat", np.array([0.5, 1.0, 3.0, 30.0]), box=10.0, image=20.0
+        ),  # limits 1 and 2, strictly below
+        PairErrors("dog", np.array([4.0]), box=50.0, image=30.0),  # limits 5 and 3
+    ]
+    scores = PCK(pairs, (0.1,))
+    assert scores.of("per_point_bbox").tolist() == [2 / 5]
+    assert scores.of("per_image_bbox").tolist() == [(1 / 4 + 1) / 2]
+    assert scores.of("per_point_image").tolist() == [2 / 5]
+    assert scores.of("per_image_image").tolist() == [(2 / 4 + 0) / 2]
+    table = scores.table({"cat": 3, "dog": 1})
+    assert table["per_point_bbox"]["mean_of_categories"] == [(1 / 4 + 1) / 2]
+    assert table["per_point_bbox"]["weighted_by_pairs"] == [(3 * 1 / 4 + 1) / 4]
+    assert table["per_point_bbox"]["categories"] == {"cat": [0.25], "dog": [1.0]}
+
+
+def test_sets_without_boxes_have_no_box_convention() -> None:
+    table = PCK([PairErrors("cat", np.array([1.0]), float("nan"), 100.0)]).table()
+    assert "per_point_image" in table and "per_point_bbox" not in table
+
+
+def test_flow_errors_by_hand() -> None:
+    truth = np.zeros((2, 3, 2))
+    flow = truth.copy()
+    flow[0, 0] = (3, 4)  # error 5
+    flow[0, 1] = (0, 1)
+    mask = np.array([[True, True, False], [True, False, False]])
+    found = flow_errors(flow, truth, mask, length=10, alphas=(0.1, 0.5))
+    assert found.aepe == 2.0
+    assert found.pck == (2 / 3, 1.0)  # at most alpha times the length
+    assert found.true_smoothness == 0
+    column = np.zeros((2, 2, 2))
+    column[:, 1] = 1  # one step of 1 in both components and both rows
+    assert smoothness(column, np.ones((2, 2), bool)) == 4 / 4
+
+
+def spair(folder: Path, boxes: bool = True) -> Path:
+    root = folder / "SPair-71k"
+    (root / "JPEGImages" / "cat").mkdir(parents=True)
+    (root / "PairAnnotation" / "test").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (96, 72)), ("b", (60, 90))):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(root / "JPEGImages" / "cat" / f"{name}.jpg")
+    for i, (source, target) in enumerate((("a", "b"), ("b", "a"), ("a", "a"))):
+        sizes = {"a": [96, 72, 3], "b": [60, 90, 3]}
+        points = [[10, 20], [40, 50], [59, 71]] if source == "a" else [[10, 20], [40, 50], [55, 60]]
+        content = {
+            "category": "cat", "src_imname": f"{source}.jpg", "trg_imname": f"{target}.jpg",
+            "src_imsize": sizes[source], "trg_imsize": sizes[target], "src_bndbox": [5, 5, 50, 60],
+            "trg_bndbox": [5, 5, 45, 65], "kps_ids": ["0", "3", "4"], "src_kps": points, "trg_kps": points,
+        }  # fmt: skip
+        (root / "PairAnnotation" / "test" / f"00000{i}-{source}-{target}:cat.json").write_text(
+            json.dumps(content)
+        )
+    return root
+
+
+def test_spair_is_read_in_its_layout(tmp_path: Path) -> None:
+    root = spair(tmp_path)
+    reader = SPair71k(tmp_path)
+    assert len(reader) == 3 and reader.categories == ["cat"] and sum(SPAIR_PAIRS.values()) == 12_234
+    pair = reader[1]
+    assert pair.source_size == (90, 60) and pair.target_box == (5, 5, 45, 65) and pair.ids == ("0", "3", "4")
+    assert len(reader.sampled(5)) == 5 and len(reader.sampled(0)) == 3
+    (root / "PairAnnotation" / "test" / "000009-x-y:cat.json").write_text("{}")
+    with pytest.raises(InputError, match="000009"):
+        SPair71k(root)
+    with pytest.raises(InputError, match="SPair-71k"):
+        SPair71k(root, split="trn")
+
+
+def test_pf_pascal_is_read_in_its_layout(tmp_path: Path) -> None:
+    root = tmp_path / "PF-dataset-PASCAL"
+    (root / "JPEGImages").mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.new("RGB", (50, 40)).save(root / "JPEGImages" / f"{name}.jpg")
+    folder = "PF-dataset-PASCAL/JPEGImages"
+    (root / "test_pairs_pf_pascal.csv").write_text(
+        "source_image,target_image,class,XA,YA,XB,YB\n"
+        f"{folder}/a.jpg,{folder}/b.jpg,8,1;2.5;nan,3;4;5,6;7;8,9;10;11\n"
+    )
+    (pair,) = PFPascal(tmp_path)
+    assert pair.category == "cat" and pair.source_points.tolist() == [[1, 3], [2.5, 4]]
+    assert pair.target_points.tolist() == [[6, 9], [7, 10]] and pair.target_box is None
+    (root / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(InputError, match=r"b\.jpg"):
+        PFPascal(root)
+
+
+def tss(folder: Path) -> Path:
+    pair = folder / "TSS_CVPR2016" / "JODS" / "pair1"
+    pair.mkdir(parents=True)
+    for i, (height, width) in ((1, (30, 40)), (2, (34, 36))):
+        Image.fromarray(np.full((height, width, 3), 50 * i, np.uint8)).save(pair / f"image{i}.png")
+        write_flo(pair / f"flow{i}.flo", np.full((height, width, 2), float(i), np.float32))
+        mask = np.full((height, width), 254, np.uint8)
+        mask[5:10, 5:10] = 255  # only the exact value counts
+        Image.fromarray(mask).save(pair / f"mask{i}.png")
+    return folder
+
+
+def test_tss_is_read_both_ways_at_a_common_size(tmp_path: Path) -> None:
+    reader = TSS(tss(tmp_path))
+    first, second = reader
+    assert first.source.shape == first.target.shape == (34, 40, 3) and first.source_size == (30, 40)
+    assert (first.flow == 2).all() and (second.flow == 1).all() and first.mask.sum() == 25
+    assert first.source[31, 0].tolist() == [0, 0, 0] and first.target[31, 0].tolist() == [100] * 3
+    (tmp_path / "TSS_CVPR2016" / "JODS" / "pair1" / "flow2.flo").unlink()
+    with pytest.raises(InputError, match="flow2"):
+        TSS(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from vision3d.backbone.dino import Dino, DinoConfig
+    from vision3d.pipelines.sd_dino.options import SDDinoConfig
+    from vision3d.pipelines.sd_dino.pipeline import save_dino
+    from vision3d.weights import MINI
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    network = Dino(DinoConfig(48, 2, 3, 8, 12, 96, layer_scale=False, mask_token=False))
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.trunc_normal_(parameter, std=0.05)
+    save_dino(network, folder / "dino")
+    dims = {"s5": 16, "s4": 16, "s3": 16}
+    config = SDDinoConfig(sd_size=128, tile=None, dino_size=96, dino_layer=1, dims=dims)
+    config.save(folder, sd=str(MINI / "primedepth"), dino="dino")
+    return folder
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_an_image_against_itself_scores_within_a_cell(
+    tmp_path: Path, weights: Path, published: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third pair is an image and itself: every keypoint falls into its own cell of 70 canvas pixels."""
+    from vision3d.evaluation.match_benchmark import evaluate_keypoints
+    from vision3d.pipelines.sd_dino import SDDino
+
+    reader = SPair71k(spair(tmp_path))
+    reader.pairs = [reader[2]]
+    pipeline = SDDino.from_pretrained(weights, cache=False)
+    report = evaluate_keypoints(pipeline, reader, tmp_path / "out", published=published)
+    assert report.scores["per_point_image"]["all_pairs"][0] == 1.0
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored["protocol"]["sample_per_category"] == "all pairs" and "per_image_bbox" in stored["scores"]
+    assert "per_point_bbox" in str(report)
+
+
+def test_evaluating_from_the_command_line(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vision3d.cli import main
+
+    monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
+    common = ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert (
+        main(
+            ["evaluate", "match", "spair", "--root", str(spair(tmp_path)), *common, "--json", "--sample", "2"]
+        )
+        == 0
+    )
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["pairs"] == 2 and set(scores["per_point_bbox"]["categories"]) == {"cat"}
+    for more in ([], ["--published"]):
+        assert (
+            main(
+                [
+                    "evaluate",
+                    "match",
+                    "tss",
+                    "--root",
+                    str(tss(tmp_path / str(len(more)))),
+                    *common,
+                    "--json",
+                    *more,
+                ]
+            )
+            == 0
+        )
+        assert json.loads(capsys.readouterr().out)["scores"]["all"]["pairs"] == 2
+    for words, message in (
+        (["match", "spair"], "--root"),
+        (["match", "nyu", "--root", "."], "spair"),
+        (["depth", "spair", "--root", "."], "nyu"),
+    ):
+        assert main(["evaluate", *words, *common]) == 2
+        assert message in capsys.readouterr().err

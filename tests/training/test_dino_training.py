@@ -1,0 +1,192 @@
+"""Self-distillation: what the teacher does, what patches are compared with, and that a run resumes exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vision3d.backbone.dino import load_dino
+from vision3d.errors import WeightsError
+from vision3d.pipelines.sd_dino import training
+from vision3d.pipelines.sd_dino.training import (
+    CropBatches,
+    DinoTask,
+    keypoint_label,
+    keypoint_loss,
+    patches_at,
+)
+from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
+from vision3d.synthetic.sample import KEYPOINT
+from vision3d.training.task import TaskOptions
+from vision3d.training.trainer import Trainer, TrainerSettings
+
+TINY = replace(
+    training.MINI, width=16, depth=2, heads=2, crop=32, local_crop=16, locals=1, batch=3, prototypes=12, hidden=16,
+    bottleneck=8, warmup=1, teacher_warmup=2, freeze_last=1, momentum=0.5, momentum_steps=100, world=(32, 32),
+)  # fmt: skip
+
+
+class Things:
+    """Smooth pictures with one object and three keypoints."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> SimpleNamespace:
+        rng = np.random.default_rng(index)
+        image = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        owner = np.zeros((48, 64), np.int32)
+        owner[10:34, 12:40] = 7
+        rows = [
+            (n, 7, "cat", x, y, 1.0, True)
+            for n, x, y in (("left_ear", 15, 12), ("nose", 25, 20), ("tail", 38, 30))
+        ]
+        return SimpleNamespace(
+            image=image, object_id=owner, keypoints=np.array(rows, KEYPOINT), seed=3 * index
+        )
+
+    def describe(self) -> dict:
+        return {"source": "things"}
+
+
+def task(recipe: training.DinoRecipe = TINY, **options: object) -> DinoTask:
+    made = DinoTask(recipe, Things(), TaskOptions(**options))  # type: ignore[arg-type]
+    made._held = []
+    return made
+
+
+def test_only_the_student_learns_and_the_teacher_follows_once_a_step() -> None:
+    run = task()
+    model = run.build()
+    batch = run.batches()[0]
+    assert batch["large"].shape == (6, 3, 32, 32) and batch["small"].shape == (3, 3, 16, 16)
+    loss, metrics = run.loss(batch, 0, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert torch.isfinite(loss) and set(metrics) == {"cls", "prototypes", "patch"}
+    learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert learns == {"student", "student_cls_head", "student_patch_head"}
+    # the prototypes are frozen at first
+    assert model["student_cls_head"].last_layer.grad is None  # type: ignore[index, union-attr]
+    with torch.no_grad():
+        for parameter in model["student"].parameters():  # type: ignore[index]
+            parameter.add_(1.0)
+    before = model["teacher"].norm.bias.clone()  # type: ignore[index, union-attr]
+    run.follow(1)
+    moved = model["teacher"].norm.bias - before  # type: ignore[index, union-attr]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.5), atol=1e-3, rtol=0)
+    run.follow(1)
+    assert torch.equal(model["teacher"].norm.bias - before, moved)  # type: ignore[index, union-attr]
+
+
+def test_the_teachers_centre_follows_its_outputs() -> None:
+    run = task()
+    run.build()
+    scores = torch.zeros(4, 12)
+    scores[:, 0] = 1.0
+    first = run._teach(scores, "cls", 5)
+    assert first[0].argmax() == 0
+    for _ in range(60):
+        last = run._teach(scores, "cls", 5)
+    torch.testing.assert_close(last, torch.full_like(last, 1 / 12), atol=0.02, rtol=0)  # centred away
+
+
+def test_patches_are_compared_with_their_place_in_the_other_crop() -> None:
+    maps = torch.arange(32.0).reshape(2, 1, 4, 4)
+    box = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).expand(2, 4)
+    values, inside = patches_at(maps, box, box, (4, 4))
+    assert inside.all() and torch.allclose(values[..., 0], maps.flatten(1))
+    shifted = box + torch.tensor([0.0, 2.0, 0.0, 2.0])  # the other crop begins one patch further right
+    values, inside = patches_at(maps, box, shifted, (4, 4))
+    columns = inside.reshape(2, 4, 4).all(1)
+    assert columns.tolist() == [[False, True, True, True]] * 2
+    assert torch.allclose(values.reshape(2, 4, 4)[:, :, 1:], maps[:, 0, :, :3])
+
+
+def test_batches_depend_on_their_index_alone_and_keep_keypoints_in_place() -> None:
+    recipe = replace(TINY, keypoint_weight=1.0, flip=False, objects=1.0)
+    batches = CropBatches(Things(), recipe, 3, seed=1)
+    one, two = batches[5], CropBatches(Things(), recipe, 3, seed=1)[5]
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    table = one["keypoints"]
+    nose = keypoint_label("cat", "nose")
+    found = table[table[..., 2] == nose]
+    assert len(found) and ((found[:, :2] > 0) & (found[:, :2] < 1)).all()
+
+
+def test_mirroring_swaps_left_and_right() -> None:
+    assert keypoint_label("cat", "left_ear", mirrored=True) == keypoint_label("cat", "right_ear")
+    assert keypoint_label("cat", "nose", mirrored=True) == keypoint_label("cat", "nose")
+    assert keypoint_label("cat", "nose") != keypoint_label("dog", "nose")
+
+
+def test_keypoints_cost_least_where_they_are() -> None:
+    keypoints = torch.zeros(1, 24, 3)
+    keypoints[0, 0] = torch.tensor([0.9, 0.1, 2.0])  # the top right patch of 4 x 4, class 2
+    patches = torch.zeros(1, 16, 3)
+    patches[..., 0] = 9.0
+    right = patches.clone()
+    right[0, 3] = torch.tensor([0.0, 0.0, 9.0])
+    wrong = patches.clone()
+    wrong[0, 12] = torch.tensor([0.0, 0.0, 9.0])
+
+    def cost(x: torch.Tensor) -> float:
+        return float(
+            keypoint_loss(torch.nn.Identity(), x, keypoints, (4, 4), torch.Generator().manual_seed(0), 64)
+        )
+
+    assert cost(right) < 0.01 and cost(wrong) > 5
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    def train(folder: Path, steps: int, resume: bool = False) -> dict:
+        settings = TrainerSettings(
+            steps=steps, lr=1e-3, ema=0.0, warmup=1, device="cpu", log_every=1, final_lr=1.0
+        )
+        trainer = Trainer(task(), settings, folder)
+        trainer.run(resume=resume)
+        return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 2)
+    parts = train(tmp_path / "parts", 4, resume=True)
+    assert int(parts["followed"]) == int(whole["followed"])
+    for name, value in whole.items():
+        if name.startswith("teacher") or name.endswith("centre"):
+            torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_exports_load_as_a_pipeline_and_go_on(tmp_path: Path) -> None:
+    from vision3d.pipelines.sd_dino.options import SDDinoConfig
+
+    run = task()
+    run.build()
+    run.export(tmp_path)
+    network = load_dino(tmp_path / "dino")
+    assert network.config.heads == 2 and network.config.grid == 4 and network.pos_embed.dtype == torch.float16
+    config, places = SDDinoConfig.read(tmp_path)
+    assert config.dino_layer == 1 and places == {"sd": "../primedepth", "dino": "dino"}
+    again = task(init=tmp_path)
+    model = again.build()
+    assert torch.equal(model["student"].cls_token.half(), network.cls_token)  # type: ignore[index, union-attr]
+    with pytest.raises(WeightsError, match="sizes"):
+        task(replace(TINY, width=32), init=tmp_path).build()
+
+
+def test_pairs_are_of_different_scenes_and_one_category() -> None:
+    found = [i for index in range(8) for i in instances(Things()[index])]
+    pairs = category_pairs(found, 100)
+    assert len(pairs) == 28 and all(a.seed // 3 != b.seed // 3 for a, b, _ in pairs)
+    assert all(names == ["left_ear", "nose", "tail"] for _, _, names in pairs)
+    assert [p[0].seed for p in pairs] == [p[0].seed for p in category_pairs(found, 100)]
+
+
+def test_windows_stay_in_the_image_and_places_in_the_box() -> None:
+    assert square_window((0, 0, 10, 20), (40, 60), 1.5) == (0, 0, 30, 30)
+    top, left, bottom, right = square_window((50, 30, 60, 40), (40, 60), 2.0)
+    assert bottom - top == right - left == 20 and right <= 60 and bottom <= 40
+    assert same_place(np.array([[5.0, 5.0]]), (0, 0, 10, 10), (20, 20, 40, 60)).tolist() == [[30.0, 40.0]]
