@@ -431,11 +431,12 @@ class Trainer:
 
             device = self.accelerator.device
             own = torch.tensor([progress, float(save), float(evaluate)], dtype=torch.float64, device=device)
-            progress, save, evaluate = (float(value) for value in broadcast(own))
+            agreed = broadcast(own).tolist()
+            progress, save, evaluate = agreed[0], bool(agreed[1]), bool(agreed[2])
             stopped = reduce(torch.tensor([float(self._stop is not None)], device=device), "sum")
             if float(stopped[0]) and self._stop is None:
                 self._stop = "a signal to another process"
-        return progress, bool(save), bool(evaluate)
+        return progress, save, evaluate
 
     def _progress(self) -> float:
         """Share of the run done by this process's clock, in steps or minutes, whichever is further on."""
