@@ -520,11 +520,11 @@ class PrimeDepth(DiffusionPipeline):
         """
 
         def process(batch: Sequence[Photo]) -> list[DepthPrediction]:
-            before = None if generator is None else generator.get_state()
+            before = generator.get_state() if generator is not None else None
             try:
                 return self.predict(batch, options, generator=generator, second_opinion=second_opinion)
             except Exception:
-                if generator is not None:  # another attempt draws the same noise
+                if generator is not None and before is not None:  # another attempt draws the same noise
                     generator.set_state(before)
                 raise
 

@@ -60,8 +60,8 @@ def synthesize(
     sheet = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
     with atomic_path(out / "sheet.png") as path:
         path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
-    there = f" ({count - written} were there)" if written < count else ""
-    say(f"{count} images in {out}{there}, overview in {out / 'sheet.png'}")
+    kept = f" ({count - written} were there)" if written < count else ""
+    say(f"{count} images in {out}{kept}, overview in {out / 'sheet.png'}")
     return 0
 
 
@@ -137,7 +137,7 @@ def _tile(folder: Path):  # type: ignore[no-untyped-def]
     import cv2
     import numpy as np
 
-    image = cv2.imread(str(folder / "image.png"))[..., ::-1]
+    image = np.asarray(cv2.imread(str(folder / "image.png")))[..., ::-1]
     depth, normal_map = np.load(folder / "depth.npy"), np.load(folder / "normals.npy")
     finite = np.isfinite(depth)
     near = np.log(np.clip(depth, 0.2, 200) / 0.2) / np.log(1000)
