@@ -521,7 +521,7 @@ class PrimeDepth(DiffusionPipeline):
         """
 
         def process(batch: Sequence[Photo]) -> list[DepthPrediction]:
-            before = None if generator is None else generator.get_state()
+            before = generator.get_state() if generator is not None else None
             try:
                 return self.predict(batch, options, generator=generator, second_opinion=second_opinion)
             except Exception:

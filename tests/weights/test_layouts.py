@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vision3d import cli
 from vision3d.backbone.stable_diffusion import load_stable_diffusion
 from vision3d.errors import WeightsError
 from vision3d.evaluation.parity.recipe import RecipeWeights
@@ -213,17 +214,18 @@ def test_files_without_another_layout_are_named_by_convert(published, layout, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_the_captioner_is_verified_and_a_foreign_one_refused(published, tmp_path, vision3d) -> None:
+def test_the_captioner_is_verified_and_a_foreign_one_refused(published, tmp_path, capsys) -> None:
     """As the file is published: a dictionary named ``model`` with the mask head beside it."""
     tensors = dict(RecipeWeights(published["odise"], 0))
     tensors["category_head.projection.weight"] = torch.zeros(4, 4)
     file = tmp_path / "odise.pth"
     torch.save({"model": tensors, "iteration": 9}, file)
-    done = vision3d("weights", "verify", str(file))
-    assert done.returncode == 0 and "an ODISE checkpoint with the implicit captioner" in done.stdout
-    # The right tensors, yet not the published file: its name holds its checksum.
-    refused = vision3d("weights", "pull", "odise-captioner", "--from", str(file), "--accept-license")
-    assert refused.returncode == 2 and "odise" in refused.stderr and "Traceback" not in refused.stderr
+    assert cli.main(["weights", "verify", str(file)]) == 0
+    assert "an ODISE checkpoint with the implicit captioner" in capsys.readouterr().out
+    # The right tensors, yet not the published file, whose name holds its checksum.
+    assert cli.main(["weights", "pull", "odise-captioner", "--from", str(file), "--accept-license"]) == 2
+    assert "odise" in capsys.readouterr().err
+    assert registry.pulled("odise-captioner") is None
 
 
 def test_triplaneturbo_goes_the_whole_way(published, tmp_path) -> None:
