@@ -196,6 +196,39 @@ def test_a_full_disk_stops_the_run_and_is_one_line(tmp_path, monkeypatch, capsys
     assert run([tmp_path / "in"], tmp_path / "out", load_ramp).count("done") == 2
 
 
+def test_a_full_disk_stops_a_run_over_pairs_in_the_same_way(tmp_path, monkeypatch, capsys):
+    from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
+
+    tried = []
+    real = DepthPrediction.save
+
+    def save(self, folder, formats=(), **options):
+        tried.append(folder.name)
+        if len(tried) == 2:
+            raise OutputError("the disk is full", "free some space") from OSError(
+                28, "No space left on device"
+            )
+        return real(self, folder, formats, **options)
+
+    monkeypatch.setattr(DepthPrediction, "save", save)
+    for name in "abc":
+        photograph(tmp_path / "in" / f"{name}.png")
+    images = Images([str(tmp_path / "in")])
+    with pytest.raises(
+        OutputError, match=r"disk is full; free some space \(1 finished in .*goes on"
+    ) as caught:
+        run_pairs(
+            pair_jobs(images, images),
+            (images, images),
+            lambda job, first, second: ramp([first])[0],
+            tmp_path / "out",
+            fingerprint=lambda first, second: "none",
+        )
+    assert tried == ["a__b", "a__c"]
+    assert caught.value.details["done"] == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_ctrl_c_says_what_is_finished_and_the_next_run_goes_on(tmp_path):
     def load():
         def process(photos):
