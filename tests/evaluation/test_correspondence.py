@@ -181,7 +181,18 @@ def test_evaluating_from_the_command_line(
     common = ["--weights", str(weights), "--out", str(tmp_path / "out")]
     assert (
         main(
-            ["evaluate", "match", "spair", "--root", str(spair(tmp_path)), *common, "--json", "--sample", "2"]
+            [
+                "evaluate",
+                "match",
+                "--dataset",
+                "spair",
+                "--root",
+                str(spair(tmp_path)),
+                *common,
+                "--json",
+                "--sample",
+                "2",
+            ]
         )
         == 0
     )
@@ -205,9 +216,9 @@ def test_evaluating_from_the_command_line(
         )
         assert json.loads(capsys.readouterr().out)["scores"]["all"]["pairs"] == 2
     for words, message in (
-        (["match", "spair"], "--root"),
-        (["match", "nyu", "--root", "."], "spair"),
-        (["depth", "spair", "--root", "."], "nyu"),
+        (["match", "--dataset", "spair"], "--root"),
+        (["match", "--dataset", "nyu", "--root", "."], "spair"),
+        (["depth", "--dataset", "spair", "--root", "."], "nyu"),
     ):
         assert main(["evaluate", *words, *common]) == 2
         assert message in capsys.readouterr().err
