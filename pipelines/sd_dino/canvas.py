@@ -99,7 +99,7 @@ class CellGrid:
         return tuple(self.offset + self.step * np.arange(count) for count in self.shape)  # type: ignore[return-value]
 
     def inside(self, mask: np.ndarray | None = None) -> np.ndarray:
-        """(h * w,) bool: cells at least a quarter of whose side lies on the image, and whose middle lies in a mask of it.
+        """(h * w,) bool: cells at least a quarter of whose side lies on the image, with their middle in a mask of it.
 
         A mask (H, W) that holds no cell's middle keeps the cells that it touches.
         """
@@ -107,9 +107,8 @@ class CellGrid:
         points = self.canvas.to_image(np.stack([x, y], -1).reshape(-1, 2))
         height, width = self.canvas.height, self.canvas.width
         reach = 0.25 * self.step / self.canvas.scale
-        on: np.ndarray = np.logical_and(points >= -reach, points <= np.array([width, height]) + reach).all(
-            axis=1
-        )
+        limit = np.array([width, height]) + reach
+        on = np.asarray(((points >= -reach) & (points <= limit)).all(axis=1))
         if mask is None:
             return on
         column, row = np.clip(points.astype(np.int64), 0, [width - 1, height - 1]).T
