@@ -99,9 +99,9 @@ class CellGrid:
         return tuple(self.offset + self.step * np.arange(count) for count in self.shape)  # type: ignore[return-value]
 
     def inside(self, mask: np.ndarray | None = None) -> np.ndarray:
-        """(h * w,) bool: cells whose middle lies on the image and in a mask (H, W) of it.
+        """(h * w,) bool: cells at least a quarter of whose side lies on the image, with their middle in a mask of it.
 
-        A mask that holds no cell's middle keeps the cells that it touches.
+        A mask (H, W) that holds no cell's middle keeps the cells that it touches.
         """
         y, x = np.meshgrid(*self.middles(), indexing="ij")
         points = self.canvas.to_image(np.stack([x, y], -1).reshape(-1, 2))

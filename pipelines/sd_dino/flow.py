@@ -48,17 +48,27 @@ def published_flow(
 def cell_flow(places: np.ndarray, here: CellGrid, there: CellGrid) -> np.ndarray:
     """Flow ``(H, W, 2)`` float32 as x, y in pixels from an image to another of any size.
 
-    Pixel (row i, column j), centre (j + 0.5, i + 0.5), corresponds to its centre plus the flow there. Places are
-    interpolated between the middles of cells.
+    Pixel (row i, column j), centre (j + 0.5, i + 0.5), corresponds to its centre plus the flow there. What is
+    interpolated between the middles of cells is how far a place moves relative to the two images' sizes, so that it
+    goes on smoothly beyond the outermost middles; cells on the padding take after the nearest one on the image.
 
     Args:
         places: (h * w, 2) x, y of each cell's match on the other grid, middles of cells at +0.5.
         here, there: the two images' cells.
     """
-    targets = there.to_image(places).reshape(*here.shape, 2)
-    height, width = here.canvas.height, here.canvas.width
-    y, x = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
-    return on_pixels(targets, here) - np.stack([x, y], -1).astype(np.float32)
+    from scipy.ndimage import distance_transform_edt
+
+    size, other = (np.array([g.canvas.width, g.canvas.height], float) for g in (here, there))
+    y, x = np.meshgrid(*here.middles(), indexing="ij")
+    middles = here.canvas.to_image(np.stack([x, y], -1))
+    moved = there.to_image(places).reshape(*here.shape, 2) / other - middles / size
+    inside = here.inside().reshape(here.shape)
+    rows, columns = distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    moved = on_pixels(moved[rows, columns], here).astype(np.float64)
+    y, x = np.meshgrid(np.arange(here.canvas.height) + 0.5, np.arange(here.canvas.width) + 0.5, indexing="ij")
+    pixels = np.stack([x, y], -1)
+    targets = np.clip((pixels / size + moved) * other, 0, other)
+    return (targets - pixels).astype(np.float32)
 
 
 def on_pixels(values: np.ndarray, cells: CellGrid) -> np.ndarray:

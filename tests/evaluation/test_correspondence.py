@@ -178,36 +178,21 @@ def test_evaluating_from_the_command_line(
     from vision3d.cli import main
 
     monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
-    common = ["--weights", str(weights), "--out", str(tmp_path / "out")]
-    assert (
-        main(
-            ["evaluate", "match", "spair", "--root", str(spair(tmp_path)), *common, "--json", "--sample", "2"]
-        )
-        == 0
-    )
-    scores = json.loads(capsys.readouterr().out)["scores"]
-    assert scores["pairs"] == 2 and set(scores["per_point_bbox"]["categories"]) == {"cat"}
+    common = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--json"]
+
+    def scores(*words: object) -> dict:
+        assert main(["evaluate", "match", *map(str, words), *common]) == 0
+        return json.loads(capsys.readouterr().out)["scores"]
+
+    found = scores("--dataset", "spair", "--root", spair(tmp_path), "--sample", 2)
+    assert found["pairs"] == 2 and set(found["per_point_bbox"]["categories"]) == {"cat"}
     for more in ([], ["--published"]):
-        assert (
-            main(
-                [
-                    "evaluate",
-                    "match",
-                    "tss",
-                    "--root",
-                    str(tss(tmp_path / str(len(more)))),
-                    *common,
-                    "--json",
-                    *more,
-                ]
-            )
-            == 0
-        )
-        assert json.loads(capsys.readouterr().out)["scores"]["all"]["pairs"] == 2
+        root = tss(tmp_path / f"tss{len(more)}")
+        assert scores("--dataset", "tss", "--root", root, *more)["all"]["pairs"] == 2
     for words, message in (
-        (["match", "spair"], "--root"),
-        (["match", "nyu", "--root", "."], "spair"),
-        (["depth", "spair", "--root", "."], "nyu"),
+        (["match", "--dataset", "spair"], "--root"),
+        (["match", "--dataset", "nyu", "--root", "."], "spair"),
+        (["depth", "--dataset", "spair", "--root", "."], "nyu"),
     ):
         assert main(["evaluate", *words, *common]) == 2
         assert message in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_goals_are_judged_by_the_fused_score() -> None:
         errors = np.where(np.arange(100) < 100 * share, 0.0, 99.0)
         return PCK([PairErrors("x", errors, 10.0, 10.0)])
 
-    scores = {"same_place": scoring(0.1), "fused": scoring(0.3), "sd": scoring(0.2), "dino": scoring(0.31)}
+    scores = {"same_place": scoring(0.1), "fused": scoring(0.4), "sd": scoring(0.2), "dino": scoring(0.41)}
     result = mini_match.compare(scores)
-    assert result["ratio_to_same_place"] == pytest.approx(3.0)
+    assert result["ratio_to_same_place"] == pytest.approx(4.0)
     assert result["reached"] == {"fused_at_least_each": False, "three_times_same_place_or_0.6": True}
