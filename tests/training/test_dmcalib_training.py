@@ -213,7 +213,8 @@ def test_calibration_then_depth_export_one_folder_that_predicts(tmp_path: Path) 
     held = prepared(PinholeWorld()[0], (64, 48), 64, Augmentation(), np.random.default_rng(0))
     with torch.no_grad():
         trained = first.predict(held["image"][None]) / 2 + 0.5
-    latents = both.encode(held["image"][None]) * both.latent_scale
+    assert both.photo_encoder is not None and both.depth_encoder is not None
+    latents = both.encode(held["image"][None], both.photo_encoder) * both.latent_scale
     found = both.decode(
         both.denoise(latents, torch.zeros_like(latents), both.contexts[""], np.array([999]), finish=True)
     )
