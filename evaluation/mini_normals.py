@@ -5,7 +5,7 @@
 The measure is the mean angular error in degrees of each image, averaged over images, of the one-step and of the
 refined prediction. They are compared with the mean normal map of training scenes and with the one constant normal
 that is best on each evaluation set, chosen in its own favour. Ground truth of real photographs is planes fitted to
-their measured depth; those whose depth is too sparse for it are left out and named. Beside ``report.json`` comes
+their measured depth; those whose depth is too sparse or noisy for it are left out and named. Beside ``report.json`` comes
 ``report.png`` (photograph, ground truth, one step, refined). Without ``--weights`` only the fixed answers are
 scored: the mark to beat.
 """
@@ -131,7 +131,7 @@ def main(
         panels += pictures
         result[name] = compare(scores)
         if name == "real":
-            result[name]["too_sparse"] = skipped
+            result[name]["skipped"] = skipped
         say(summary(name, result[name]))
     atomic_write_json(out, result)
     if one_step is not None:
@@ -174,7 +174,8 @@ def resized_normals(normals: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def real_samples(root: Path) -> tuple[list[DepthSample], list[str]]:
-    """Real photographs with normals by plane fits to their depth, and the names of those too sparse for it.
+    """Real photographs with normals by plane fits to their depth, and the names of those whose depth is too
+    sparse or noisy for it.
 
     Raises:
         InputError: no samples in the folder.
@@ -225,8 +226,8 @@ def score(
     count = len(samples)
     refined = _spread(count, count if refined_images is None else refined_images)
     shown = _spread(count, rows)
-    # Those shown are among those refined wherever their number allows.
-    if refined and not shown <= refined:
+    # Of a few images, those shown are among those refined.
+    if refined and rows < count and not shown <= refined:
         ordered = sorted(refined)
         shown = {ordered[i] for i in _spread(len(ordered), rows)}
     scores: list[Score] = []
@@ -277,7 +278,7 @@ def _panels(
 ) -> list[tuple[str, np.ndarray]]:
     assert sample.normals is not None
     nothing = np.zeros_like(sample.normals)
-    row = [(sample.name[-32:], sample.image), ("ground truth", colour_normals(sample.normals))]
+    row = [(Path(sample.name).name, sample.image), ("ground truth", colour_normals(sample.normals))]
     for title, normals, error in (("one step", first, result.one_step), ("refined", second, result.refined)):
         text = f"{title} {error:.1f}°" if error is not None else f"not {title}"
         row.append((text, colour_normals(nothing if normals is None else normals)))
@@ -371,8 +372,10 @@ def _averages(scores: Sequence[Score], value: Callable[..., Any]) -> dict[str, A
 def summary(name: str, result: dict[str, Any]) -> str:
     """One line about one set."""
     text = f"{name}, {result['images']} images, mean angular error"
-    if result.get("too_sparse"):
-        text = text.replace(" images", f" images ({len(result['too_sparse'])} too sparse)", 1)
+    if result.get("skipped"):
+        text = text.replace(
+            " images", f" images ({len(result['skipped'])} with depth too sparse or noisy left out)", 1
+        )
     parts = [
         f"{text}: mean map {result['mean_map']['over_images']:.2f}°",
         f"constant {result['constant']['over_images']:.2f}°",

@@ -74,8 +74,8 @@ def test_ratios_are_to_the_mean_map_on_the_same_images() -> None:
     assert refined["one_step"]["over_images"] == pytest.approx(9, abs=1e-3)
     assert one["reached"] == {"over_images": True, "over_groups": True}
     assert [title for title, _ in panels] == [
-        *("a/1", "ground truth", "one step 9.0°", "refined 6.0°"),
-        *("b/4", "ground truth", "one step 9.0°", "refined 6.0°"),
+        *("1", "ground truth", "one step 9.0°", "refined 6.0°"),
+        *("4", "ground truth", "one step 9.0°", "refined 6.0°"),
     ]
     assert "(one step there 9.00°), ratio 0.133" in mini_normals.summary("x", result)
     with pytest.raises(InputError):
@@ -203,7 +203,7 @@ def test_a_report_on_both_sets_leaves_sparse_depth_out(world, tmp_path: Path, mo
     assert mini_normals.run([*arguments.split(), *rest.split()]) == 0
     report = json.loads(out.read_text())
     real = report["real"]
-    assert real["images"] == 1 and real["too_sparse"] == ["tum_desk/2"]
+    assert real["images"] == 1 and real["skipped"] == ["tum_desk/2"]
     assert real["one_step"]["over_images"] == pytest.approx(0, abs=0.01)
     assert real["mean_map"]["over_images"] == pytest.approx(25, abs=0.1)  # mean of -30 … -20 degrees
     tilts = [(900300000 + i) % 60 - 30 for i in range(20)]
@@ -212,7 +212,7 @@ def test_a_report_on_both_sets_leaves_sparse_depth_out(world, tmp_path: Path, mo
     assert "refined" not in report["procedural"] and report["weights"] == {"name": "facing"}
     # Cells have the first image's size, 16 pixels; six procedural rows and one real one.
     assert Image.open(out.with_suffix(".png")).size == (3 * 24 - 8, 7 * (16 + 22 + 8) - 8)
-    assert "1 images (1 too sparse)" in capsys.readouterr().err
+    assert "1 images (1 with depth too sparse" in capsys.readouterr().err
 
 
 def test_the_fixed_answers_alone_are_a_report(world, tmp_path: Path, capsys) -> None:

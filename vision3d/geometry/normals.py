@@ -52,7 +52,7 @@ def normals_by_plane_fit(
     *,
     radius: int = 7,
     min_share: float = 0.6,
-    max_residual: float = 0.003,
+    max_residual: float = 0.005,
 ) -> np.ndarray:
     """Normals of a noisy or incomplete z-depth map: a plane through the square window around each pixel.
 
