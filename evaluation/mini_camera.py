@@ -21,7 +21,7 @@ import numpy as np
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError, Vision3DError
 from vision3d.evaluation.datasets.base import DepthSample, read_rgb
-from vision3d.evaluation.datasets.procedural import TEST_SEEDS, Procedural
+from vision3d.evaluation.datasets.procedural import TEST_SEEDS, Procedural, training_samples
 from vision3d.evaluation.datasets.samples import RealSamples
 from vision3d.io.files import atomic_write_json, check_writable
 from vision3d.progress import progress, say
@@ -109,15 +109,8 @@ def main(
 
 def training_fov(scenes: int, shards: Path | None, size: tuple[int, int]) -> float:
     """Median horizontal field of view in degrees of training scenes."""
-    from vision3d.training.data import open_source
-
-    source = open_source(shards, size)
-    count = min(scenes, len(source))
-    # Spread over the whole source: shards may be ordered.
-    chosen = np.unique(np.linspace(0, len(source) - 1, count).astype(int)) if shards else np.arange(count)
     angles = []
-    for index in progress(chosen.tolist(), description="training scenes"):
-        sample = source[index]
+    for sample in training_samples(scenes, shards, size):
         height, width = np.asarray(sample.depth).shape
         angles.append(Intrinsics.from_K(sample.K, width, height).fov_x)
     return float(np.median(angles))

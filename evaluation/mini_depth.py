@@ -29,7 +29,12 @@ from vision3d.evaluation.baselines import (
     score_baselines,
 )
 from vision3d.evaluation.datasets.base import DepthDataset
-from vision3d.evaluation.datasets.procedural import PROCEDURAL_RANGE, TEST_SEEDS, Procedural
+from vision3d.evaluation.datasets.procedural import (
+    PROCEDURAL_RANGE,
+    TEST_SEEDS,
+    Procedural,
+    training_samples,
+)
 from vision3d.evaluation.datasets.samples import RealSamples
 from vision3d.evaluation.depth_benchmark import (
     BatchPredictor,
@@ -42,7 +47,7 @@ from vision3d.evaluation.depth_benchmark import (
     reduced_image,
 )
 from vision3d.io.files import atomic_path, atomic_write_json, check_writable, make_folder
-from vision3d.progress import progress, say
+from vision3d.progress import say
 
 PROCEDURAL_GOAL, REAL_GOAL = 0.6, 0.85
 """AbsRel relative to the best fixed map that the mini weights are to reach."""
@@ -128,14 +133,9 @@ def main(
 
 def learn_maps(scenes: int, shards: Path | None, render_size: int) -> list[FixedMap]:
     """Fixed maps of training scenes, rendered or from shards. Raises as :func:`learned_maps`."""
-    from vision3d.training.data import open_source
-
-    source = open_source(shards, (render_size, render_size))
-    count = min(scenes, len(source))
-    # Spread over the whole source: shards may be ordered.
-    chosen = np.unique(np.linspace(0, len(source) - 1, count).astype(int)) if shards else np.arange(count)
-    bar = progress(chosen.tolist(), description="training scenes for fixed maps")
-    depths = (np.asarray(source[index].depth) for index in bar)
+    size = (render_size, render_size)
+    samples = training_samples(scenes, shards, size, description="training scenes for fixed maps")
+    depths = (np.asarray(sample.depth) for sample in samples)
     return learned_maps(depths, near=PROCEDURAL_RANGE.near, far=PROCEDURAL_RANGE.far)
 
 

@@ -109,7 +109,10 @@ def side_by_side(images: list[np.ndarray], *, max_side: int = 1600, gap: int = 8
 def contact_sheet(
     panels: list[tuple[str, np.ndarray]], *, columns: int = 3, max_side: int = 640, gap: int = 8
 ) -> Image.Image:
-    """uint8 images (H, W, 3) of one size in rows, each under its title and at most ``max_side`` long."""
+    """uint8 images (H, W, 3) in rows, each under its title and at most ``max_side`` long.
+
+    Cells have the first image's shape; images of another one are fitted into them.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = panels[0][1].shape[:2]
@@ -125,9 +128,11 @@ def contact_sheet(
         x, y = number % columns * (w + gap), number // columns * (h + line + gap)
         draw.text((x + 2, y + 2), title, fill="black", font=font)
         image = Image.fromarray(pixels)
-        sheet.paste(
-            image if image.size == (w, h) else image.resize((w, h), Image.Resampling.LANCZOS), (x, y + line)
-        )
+        share = min(w / image.width, h / image.height)
+        size = max(1, round(image.width * share)), max(1, round(image.height * share))
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(image, (x + (w - size[0]) // 2, y + line + (h - size[1]) // 2))
     return sheet
 
 

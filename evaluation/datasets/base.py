@@ -29,6 +29,8 @@ class DepthSample:
         depth: (H, W) float32 z-depth in metres, 0 where unknown.
         valid: (H, W) bool, the pixels that are scored: known, in range, inside the benchmark's mask.
         camera: intrinsics of ``image``, or None where the data set has none (or no pinhole ones).
+        normals: (H, W, 3) float32 unit normals in OpenCV camera axes towards the camera, zero where unknown; None
+            where the data set has none or they were not asked for.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DepthSample:
     depth: np.ndarray
     valid: np.ndarray
     camera: Intrinsics | None = None
+    normals: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

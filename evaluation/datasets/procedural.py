@@ -5,7 +5,7 @@ Sky is not scored; everything farther than the street benchmark's 80 m is left o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Procedural(DepthDataset):
         shards: folder of rendered shards to read instead; ``seeds`` is then unused.
         size: (height, width) of rendered images.
         keep: keep decoded samples in memory, for several passes over a rendered set.
+        normals: give samples their normals, too.
 
     Raises:
         InputError: no such folder, empty, or a scene that training may have seen.
@@ -45,8 +46,10 @@ class Procedural(DepthDataset):
         shards: str | Path | None = None,
         size: tuple[int, int] = (160, 160),
         keep: bool = False,
+        normals: bool = False,
     ) -> None:
         self.size = size
+        self._normals = normals
         self._kept: dict[int, DepthSample] | None = {} if keep else None
         self._source: Any = None
         if shards is not None:
@@ -87,10 +90,36 @@ class Procedural(DepthDataset):
             depth,
             self.range.contains(depth),
             Intrinsics.from_K(sample.K, width, height),
+            np.asarray(sample.normals, np.float32) if self._normals else None,
         )
         if self._kept is not None:
             self._kept[index] = result
         return result
+
+
+def training_samples(
+    count: int, shards: Path | None, size: tuple[int, int], *, description: str = "training scenes"
+) -> Iterator[Any]:
+    """Samples of the training world that image-independent answers are learned from, with a progress bar.
+
+    Args:
+        count: at most so many.
+        shards: folder of rendered training shards; rendered from training seeds without it.
+        size: (height, width) of rendered images.
+        description: of the bar.
+
+    Raises:
+        InputError: no such folder, or empty.
+    """
+    from vision3d.progress import progress
+    from vision3d.training.data import open_source
+
+    source = open_source(shards, size)
+    count = min(count, len(source))
+    # Spread over the whole source: shards may be ordered.
+    chosen = np.unique(np.linspace(0, len(source) - 1, count).astype(int)) if shards else np.arange(count)
+    for index in progress(chosen.tolist(), description=description):
+        yield source[index]
 
 
 def _refuse_training_seed(seed: int) -> None:
