@@ -37,15 +37,16 @@ def read_depth(result: ResultFolder) -> DepthPrediction:
     from vision3d.io.depth import read_depth_png
 
     again = "compute the result again with --overwrite"
-    depth = result.array("depth.npy")
     space = result.record.get("space")
+    stem = "metric_depth" if space == "metric depth" else "depth"
+    depth = result.array(f"{stem}.npy")
     if depth is None or depth.ndim != 2 or space not in get_args(DepthSpace):
         raise InputError(f"{result.path} holds no depth that can be shown", again)
     # The array holds values even where there is none to trust; the picture says where that is.
-    picture = result.file("depth.png")
+    picture = result.file(f"{stem}.png")
     valid = None if picture is None else np.isfinite(read_depth_png(picture))
     if valid is not None and valid.shape != depth.shape:
-        raise InputError(f"{picture} and depth.npy have different sizes", again)
+        raise InputError(f"{picture} and {stem}.npy have different sizes", again)
     space = cast(DepthSpace, space)
     return DepthPrediction(depth, space, unit=result.unit, valid=valid, camera=result.camera)
 

@@ -106,7 +106,9 @@ class CellGrid:
         y, x = np.meshgrid(*self.middles(), indexing="ij")
         points = self.canvas.to_image(np.stack([x, y], -1).reshape(-1, 2))
         height, width = self.canvas.height, self.canvas.width
-        on = np.all((points >= 0) & (points < [width, height]), axis=1)
+        reach = 0.25 * self.step / self.canvas.scale
+        limit = np.array([width, height]) + reach
+        on = np.asarray(((points >= -reach) & (points <= limit)).all(axis=1))
         if mask is None:
             return on
         column, row = np.clip(points.astype(np.int64), 0, [width - 1, height - 1]).T

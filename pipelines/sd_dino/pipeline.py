@@ -335,7 +335,8 @@ class SDDino:
         tiles = cut_tiles(image, boxes)
         parts: dict[str, list[Tensor]] = {}
         latents = torch.cat([self.backbone.encode(part) for part in tiles.split(self.batch_size)])
-        noise = fixed_noise((latents.shape[-2], latents.shape[-1])).to(latents)
+        size = (latents.shape[-2], latents.shape[-1])
+        noise = fixed_noise(size, channels=latents.shape[1]).to(latents)
         context, time_add = states.expand(len(tiles), -1, -1), None
         if self.captioner is not None and self.clip is not None:
             embeddings = torch.cat([embed_images(self.clip, p) for p in tiles.split(self.batch_size)]).float()

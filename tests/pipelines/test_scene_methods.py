@@ -38,7 +38,6 @@ UNET = {
     "attention_head_dim": (2, 2),
     "norm_num_groups": 8,
     "use_linear_projection": True,
-    "out_channels": 4,
 }
 TRUTH = Intrinsics(110.0, 110.0, 48.0, 36.0, 96, 72)
 
@@ -49,20 +48,26 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("weights")
     vae = AutoencoderKL.from_pretrained(MINI / "primedepth" / "vae")
+    latents = vae.config.latent_channels
     contexts = Contexts(
         {
             prompt: torch.randn(4, 16)
             for prompt in ("", "indoor geometry", "outdoor geometry", "object geometry")
         }
     )
-    unets = [UNet2DConditionModel(in_channels=8, cross_attention_dim=16, **UNET) for _ in range(2)]
+    unets = [
+        UNet2DConditionModel(in_channels=2 * latents, out_channels=latents, cross_attention_dim=16, **UNET)
+        for _ in range(2)
+    ]
     config = DMCalibConfig(max_size=96, depth_max_size=96, steps=3, ensemble=1)
     DMCalib(vae, unets[0], unets[1], build_decoder(vae.config), contexts, config).save_pretrained(
         root / "dmcalib"
     )
     tokenizer = CLIPTokenizer.from_pretrained(MINI / "primedepth" / "tokenizer")
     tower = load_text_tower(MINI / "primedepth" / "text_encoder", dtype=torch.float32)
-    unet = UNet2DConditionModel(in_channels=4, cross_attention_dim=tower.config.hidden_size, **UNET)
+    unet = UNet2DConditionModel(
+        in_channels=latents, out_channels=latents, cross_attention_dim=tower.config.hidden_size, **UNET
+    )
     StableNormal(
         vae=vae,
         unet=unet,

@@ -193,7 +193,10 @@ def test_early_exit_gives_the_same_bits_and_runs_nothing_after_the_tap(pipeline:
     from vision3d.backbone.unet import denoise, walk
 
     with pipeline.backbone.running("unet") as unet, torch.no_grad():
-        latents, context = random(2, 4, 16, 16), random(1, 77, unet.config.cross_attention_dim, seed=1)
+        latents, context = (
+            random(2, unet.config.in_channels, 16, 16),
+            random(1, 77, unet.config.cross_attention_dim, seed=1),
+        )
         whole = {tap.name: tap.tensor for tap in walk(unet, latents, 100, context)}
         calls: list[str] = []
         handles = [

@@ -194,14 +194,16 @@ def train_a_little(task, steps: int = 2) -> list[float]:
 
 
 def test_calibration_then_depth_export_one_folder_that_predicts(tmp_path: Path) -> None:
-    first = CalibrationTask(small("mini", "calibration"), PinholeWorld(), TaskOptions(init=PRIOR))
+    recipe = replace(small("mini", "calibration"), train_decoder=True, train_encoder=True)
+    first = CalibrationTask(recipe, PinholeWorld(), TaskOptions(init=PRIOR))
     values = train_a_little(first, 12)
     assert values[-1] < 0.9 * values[0]
     first.export(tmp_path / "calib")
     pipeline = DMCalib.from_pretrained(tmp_path / "calib", device="cpu")
     assert pipeline.config.steps == 1 and pipeline.config.noise == "zeros" and pipeline.depth_unet is None
 
-    second = DepthTask(small("mini", "depth"), PinholeWorld(), TaskOptions(init=tmp_path / "calib"))
+    recipe = replace(small("mini", "depth"), train_encoder=True)
+    second = DepthTask(recipe, PinholeWorld(), TaskOptions(init=tmp_path / "calib"))
     values = train_a_little(second, 8)
     assert values[-1] < values[0]
     second.export(tmp_path / "both")
@@ -219,7 +221,7 @@ def test_calibration_then_depth_export_one_folder_that_predicts(tmp_path: Path) 
         both.denoise(latents, torch.zeros_like(latents), both.contexts[""], np.array([999]), finish=True)
     )
     torch.testing.assert_close(found, trained.clamp(0, 1), atol=0.02, rtol=0)
-    goes_on = DepthTask(small("mini", "depth"), PinholeWorld(), TaskOptions(init=tmp_path / "both"))
+    goes_on = DepthTask(recipe, PinholeWorld(), TaskOptions(init=tmp_path / "both"))
     goes_on.build()
     other = replace(small("mini", "depth"), unet=replace(TINY, channels=(24, 24)))
     with pytest.raises(WeightsError, match="this preset"):
@@ -230,7 +232,7 @@ def test_the_published_recipe_denoises_from_the_widened_prior(monkeypatch: pytes
     recipe = replace(CALIBRATION_PRESETS["full"], canvas=64, sizes=((64, 48),), batch_size=2)
     task = CalibrationTask(recipe, PinholeWorld(), TaskOptions(init=PRIOR))
     task.build()
-    assert task.unet.config.in_channels == 8 and task.decoder is None
+    assert task.unet.config.in_channels == 2 * task.vae.config.latent_channels and task.decoder is None
     loss, _ = task.loss(task.batches()[0], 0, torch.Generator().manual_seed(0))
     assert math.isfinite(float(loss.detach())) and loss.requires_grad
 

