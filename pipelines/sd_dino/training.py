@@ -2,7 +2,9 @@
 
 Caron et al.: "Emerging Properties in Self-Supervised Vision Transformers" (ICCV 2021). A student sees all crops of an
 image, a teacher, the student's slow average, only the two large ones; the student predicts what the teacher makes of
-another crop, over learned prototypes. Centring and a sharp teacher keep both from collapsing.
+another crop, over learned prototypes. Centring and a sharp teacher keep both from collapsing; where batches are too
+small for it, the teacher's assignments are balanced over the batch instead and class tokens are spread apart, as in
+DINOv2 (Oquab et al., 2023: Sinkhorn-Knopp and the KoLeo term).
 
 Ours is one term more: patches are distilled, too, each with the teacher's patch at the same place of the other crop
 (after iBOT and DenseCL). Few images and little time suffice for it, and correspondence lives on patches. Images are
@@ -51,7 +53,10 @@ class DinoRecipe:
         teacher_warmup: steps over which the teacher's temperature rises from 0.04.
         momentum: of the teacher, at the start; it rises to 1 with a cosine over ``momentum_steps``.
         momentum_steps: length of that cosine.
-        centre_momentum: of the means that are taken off the teacher's outputs.
+        centring: ``mean`` takes a running mean off the teacher's outputs (DINO), ``sinkhorn`` balances its assignments
+            over the batch (DINOv2).
+        centre_momentum: of that running mean.
+        koleo: weight of the term that keeps class tokens of different images apart; 0 is plain DINO.
         freeze_last: steps during which prototypes stay as they are.
         patch_weight: of the term over patches; 0 is plain DINO.
         keypoint_weight: of telling which named keypoint of the world a patch holds; 0 is self-supervised.
@@ -82,7 +87,9 @@ class DinoRecipe:
     student_temperature: float = 0.1
     teacher_temperature: float = 0.07
     teacher_warmup: int = 1000
+    centring: str = "mean"
     centre_momentum: float = 0.9
+    koleo: float = 0.0
     freeze_last: int = 100
     patch_weight: float = 0.0
     keypoint_weight: float = 0.0
@@ -115,6 +122,8 @@ MINI = DinoRecipe(
     local_scale=(0.12, 0.4),
     teacher_temperature=0.05,
     teacher_warmup=300,
+    centring="sinkhorn",
+    koleo=0.1,
     freeze_last=50,
     patch_weight=1.0,
     objects=0.8,
@@ -329,6 +338,35 @@ def initialise(network: Dino) -> None:
         nn.init.trunc_normal_(parameter, std=0.02)
 
 
+def balanced(logits: Tensor, iterations: int = 3) -> Tensor:
+    """Probabilities ``(N, K)`` near the softmax of logits under which all K are used alike (Sinkhorn-Knopp)."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+
+    def over_samples(values: Tensor) -> Tensor:
+        total = values.sum(0)
+        if together:
+            torch.distributed.all_reduce(total)
+        return total
+
+    # one shift for all: rows are normalised below, and columns must not be shifted apart
+    highest = logits.max()
+    if together:
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+    weights = (logits - highest).exp()
+    for _ in range(iterations):
+        weights = weights / over_samples(weights).clamp_min(1e-30)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-30)
+    return weights
+
+
+def koleo_loss(vectors: Tensor) -> Tensor:
+    """Minus the mean logarithm of each unit vector's distance to its nearest other one (KoLeo); ``(N, C)``."""
+    unit = F.normalize(vectors.float(), dim=-1)
+    with torch.no_grad():
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
+    return -(F.pairwise_distance(unit, unit[nearest]) + 1e-8).log().mean()
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Cross entropy ``(...)`` of the student's softmax against the teacher's probabilities ``(..., K)``."""
     return -(teacher * F.log_softmax(student / temperature, dim=-1)).sum(-1)
@@ -508,9 +546,11 @@ class DinoTask(Task):
     def _teach(self, scores: Tensor, centre: str, step: int) -> Tensor:
         """The teacher's probabilities, centred and sharp; the centre takes them in."""
         recipe = self._recipe
-        middle: Tensor = getattr(self.model, f"{centre}_centre")
         share = min(1.0, step / max(1, recipe.teacher_warmup))
         temperature = 0.04 + (recipe.teacher_temperature - 0.04) * share
+        if recipe.centring == "sinkhorn":
+            return balanced(scores.float().flatten(0, -2) / temperature).view_as(scores)
+        middle: Tensor = getattr(self.model, f"{centre}_centre")
         probabilities = ((scores.float() - middle) / temperature).softmax(-1)
         mean = scores.float().flatten(0, -2).mean(0)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -546,6 +586,10 @@ class DinoTask(Task):
         loss = torch.stack(terms).mean()
         entropy = -(targets.mean(0) * targets.mean(0).clamp_min(1e-9).log()).sum()
         metrics = {"cls": loss.detach(), "prototypes": entropy.exp()}
+        if recipe.koleo and count > 1:
+            spread = (koleo_loss(seen.cls[:count]) + koleo_loss(seen.cls[count:])) / 2
+            loss = loss + recipe.koleo * spread
+            metrics["koleo"] = spread.detach()
         if recipe.patch_weight:
             dense = self._patch_loss(seen, taught, boxes, step, frozen)
             loss = loss + recipe.patch_weight * dense
@@ -607,7 +651,7 @@ class DinoTask(Task):
         patch = self._recipe.patch
         for views in pairs:
             images = torch.from_numpy(np.stack([v[0] for v in views])).permute(0, 3, 1, 2).float() / 255
-            tokens = self._part("teacher").features(images.to(self.device), norm=False)
+            tokens = self._part("teacher").features(images.to(self.device), norm=True)
             cells = F.normalize(tokens.patches.float(), dim=-1)
             (_, here, source), (_, there, target) = views
             columns, rows = np.clip(here // patch, 0, tokens.grid[0] - 1).astype(int).T
@@ -630,7 +674,7 @@ class DinoTask(Task):
             return {}
         views = np.stack([view[0] for pair in pairs for view in pair])
         images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
-        tokens = self._part("teacher").features(images.to(self.device))
+        tokens = self._part("teacher").features(images.to(self.device), norm=True)
         cells = tokens.patches.float().flatten(0, 1)
         cells = cells - cells.mean(0)
         _, axes = torch.linalg.eigh(cells.T @ cells)
@@ -657,6 +701,7 @@ class DinoTask(Task):
             dino_size=recipe.dino_size,
             dino_layer=recipe.depth - 1,
             dino_facet="token",
+            dino_norm=True,  # the heads saw normed tokens
         )
         # beside the prior where the embedded weights are; other places are given when the weights are loaded
         config.save(folder, sd="../primedepth", dino="dino")

@@ -67,7 +67,7 @@ def test_only_the_student_learns_and_the_teacher_follows_once_a_step() -> None:
     assert batch["large"].shape == (6, 3, 32, 32) and batch["small"].shape == (3, 3, 16, 16)
     loss, metrics = run.loss(batch, 0, torch.Generator().manual_seed(0))
     loss.backward()
-    assert torch.isfinite(loss) and set(metrics) == {"cls", "prototypes", "patch"}
+    assert torch.isfinite(loss) and set(metrics) == {"cls", "prototypes", "patch", "koleo"}
     learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert learns == {"student", "student_cls_head", "student_patch_head"}
     # the prototypes are frozen at first
@@ -83,8 +83,29 @@ def test_only_the_student_learns_and_the_teacher_follows_once_a_step() -> None:
     assert torch.equal(model["teacher"].norm.bias - before, moved)  # type: ignore[index, union-attr]
 
 
+def test_assignments_are_balanced_over_prototypes_and_keep_their_order() -> None:
+    logits = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += 5  # one prototype would take all
+    shares = training.balanced(logits, iterations=50)
+    torch.testing.assert_close(shares.sum(1), torch.ones(60))
+    torch.testing.assert_close(shares.sum(0), torch.full((6,), 10.0), atol=1e-3, rtol=0)
+    # scaling rows and columns only: cross ratios are those of the softmax
+    ratio = shares[0, 1] * shares[1, 2] / (shares[0, 2] * shares[1, 1])
+    expected = (logits[0, 1] + logits[1, 2] - logits[0, 2] - logits[1, 1]).exp()
+    torch.testing.assert_close(ratio, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_spreading_term_is_least_for_distant_tokens() -> None:
+    close = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1]])
+    apart = torch.tensor([[1.0, 0.0], [-0.5, 0.87], [-0.5, -0.87]])
+    torch.testing.assert_close(
+        training.koleo_loss(apart), torch.tensor(-np.log(3**0.5)).float(), atol=1e-2, rtol=0
+    )
+    assert training.koleo_loss(close) > training.koleo_loss(apart)
+
+
 def test_the_teachers_centre_follows_its_outputs() -> None:
-    run = task()
+    run = task(replace(TINY, centring="mean"))
     run.build()
     scores = torch.zeros(4, 12)
     scores[:, 0] = 1.0
