@@ -174,11 +174,9 @@ def _metrology(
         return metrology, _camera_line(camera), []
     from vision3d.io.images import load_photo
     from vision3d.pipelines.dmcalib.pipeline import DMCalib
-    from vision3d.progress import say
 
     picture = load_photo(source)
     pipeline = DMCalib.from_pretrained(weights, base=base, device=device)
-    say(f"weights: {pipeline.weights_name}")
     prediction = pipeline(picture, depth=True, **options)
     assert not isinstance(prediction, list) and prediction.depth is not None
     metrology = Metrology(

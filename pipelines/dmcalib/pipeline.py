@@ -204,6 +204,7 @@ class DMCalib:
         pipeline = cls(vae, unet, depth_unet, decoder, contexts, config, camera_decoder, *encoders)
         pipeline.weights_name = name if calib_subfolder is None else f"{name}, {calib_subfolder}"
         pipeline.weights_sha256 = fingerprint(root, where, calib_subfolder, depth_subfolder)
+        say(f"DM-Calib weights: {pipeline.weights_name}")
         pipeline.device = place
         pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
         needed = loading.parameter_bytes(*pipeline.networks.values()) + (3 << 29)

@@ -191,7 +191,7 @@ class WeightsChoice:
         """The pipeline."""
         from vision3d.pipelines.dmcalib.pipeline import DMCalib
 
-        pipeline = DMCalib.from_pretrained(
+        return DMCalib.from_pretrained(
             self.weights,
             base=self.base,
             calib_subfolder=self.calib_subfolder,
@@ -201,8 +201,6 @@ class WeightsChoice:
             device=device,
             memory=memory,
         )
-        say(f"weights: {pipeline.weights_name}")
-        return pipeline
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_netw
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.tiling import blend_tiles
-from vision3d.progress import progress
+from vision3d.progress import progress, say
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
@@ -164,6 +164,7 @@ class PrimeDepth(DiffusionPipeline):
             networks[shared] = share(networks[shared])
         pipeline = cls(**networks)
         pipeline.weights_name, pipeline.weights_sha256 = name, loading.fingerprint(path)
+        say(f"PrimeDepth weights: {name}")
         pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
         pipeline._place(place)
         return pipeline

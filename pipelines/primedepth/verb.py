@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vision3d.errors import InputError
-from vision3d.progress import say
 from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
 
 if TYPE_CHECKING:
@@ -139,7 +138,6 @@ class Loader:
         pipeline = PrimeDepth.from_pretrained(
             self.weights, torch_dtype=self.options.dtype, device=self.device, memory=self.memory, **others
         )
-        say(f"weights: {pipeline.weights_name}")
         other = None
         if self.ensemble is not None:
             other = SecondOpinion.from_pretrained(self.ensemble, pipeline.device)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vision3d.errors import InputError
-from vision3d.progress import say
 from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
 
 if TYPE_CHECKING:
@@ -165,8 +164,6 @@ class Loader:
             memory=self.memory,
             torch_dtype=self.options.dtype,
         )
-        for method in (pipeline.depth, pipeline.normals, pipeline.calibration):
-            say(f"weights of {type(method).__name__}: {method.weights_name}")  # type: ignore[union-attr]
 
         def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
             return pipeline.predict(photos, self.options)

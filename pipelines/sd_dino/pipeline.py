@@ -50,6 +50,7 @@ from vision3d.pipelines.sd_dino.features import (
 from vision3d.pipelines.sd_dino.fusion import fuse
 from vision3d.pipelines.sd_dino.options import CONFIG, MatchOptions, SDDinoConfig
 from vision3d.pipelines.sd_dino.pca import DatasetPCA, by_grid, co_pca, project, stack_layers
+from vision3d.progress import say
 
 if TYPE_CHECKING:
     from vision3d.io.photo import Source
@@ -204,6 +205,7 @@ class SDDino:
         batch = batch_size or (1 if backbone.device.type == "cpu" else 4)
         pipeline = cls(backbone, plan.config, captioner=caption, clip=tower, cache=store, batch_size=batch)
         pipeline.weights_name, pipeline.weights_sha256 = plan.name, plan.sha256
+        say(f"SD+DINO weights: {plan.name}")
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -335,8 +337,8 @@ class SDDino:
         tiles = cut_tiles(image, boxes)
         parts: dict[str, list[Tensor]] = {}
         latents = torch.cat([self.backbone.encode(part) for part in tiles.split(self.batch_size)])
-        size = (latents.shape[-2], latents.shape[-1])
-        noise = fixed_noise(size, channels=latents.shape[1]).to(latents)
+        cells = (latents.shape[-2], latents.shape[-1])
+        noise = fixed_noise(cells, channels=latents.shape[1]).to(latents)
         context, time_add = states.expand(len(tiles), -1, -1), None
         if self.captioner is not None and self.clip is not None:
             embeddings = torch.cat([embed_images(self.clip, p) for p in tiles.split(self.batch_size)]).float()

@@ -10,7 +10,6 @@ import tyro
 
 from vision3d.errors import InputError
 from vision3d.pipelines.sd_dino.options import Conditioning, Features, MatchOptions, MetricName, Projection
-from vision3d.progress import say
 from vision3d.runs import RunSummary
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Networks:
         from vision3d.pipelines.sd_dino.pipeline import SDDino
 
         cache: Any = True if self.cache else FeatureCache(temporary) if temporary is not None else False
-        pipeline = SDDino.from_pretrained(
+        return SDDino.from_pretrained(
             self.weights,
             dino=self.dino,
             captioner=self.captioner,
@@ -85,8 +84,6 @@ class Networks:
             cache=cache,
             **self.settings(),
         )
-        say(f"weights: {pipeline.weights_name}")
-        return pipeline
 
 
 def match(

@@ -269,6 +269,7 @@ class StableNormal(DiffusionPipeline):
                 networks[shared] = share(networks[shared])
         pipeline = cls(**networks, **scalars)
         pipeline.weights_name, pipeline.weights_sha256 = origin.name, origin.sha256
+        say(f"StableNormal weights: {origin.name}")
         pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
         pipeline._place(place)
         return pipeline

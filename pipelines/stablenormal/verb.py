@@ -297,7 +297,6 @@ class Loader:
             device=self.device,
             memory=self.memory,
         )
-        say(f"weights: {pipeline.weights_name}")
         matte = None
         if self.matting is not None:
             matte = Matting.from_pretrained(

@@ -61,7 +61,7 @@ def test_the_mini_weights_order_the_desk_roughly(
     stored = np.asarray(Image.open(example_photo.with_name("desk_depth.png")))
     valid = stored > 0
     truth = 5000.0 / stored[valid]
-    assert np.corrcoef(inverse[valid], truth)[0, 1] > 0.4  # first edition; no better than a ramp yet
+    assert np.corrcoef(inverse[valid], truth)[0, 1] > 0.4  # soft outlines so far
 
 
 def test_a_second_run_skips_and_another_setting_does_not(tmp_path: Path, capsys) -> None:
