@@ -2,21 +2,12 @@
 
     python -m vision3d.evaluation.mini_normals --weights DIR --real DIR --out report.json
 
-<<<<<<< HEAD
-The measure is the mean angular error in degrees of each image, averaged over images, of the one-step and of the
-refined prediction. They are compared with the mean normal map of training scenes and with the one constant normal
-that is best on each evaluation set, chosen in its own favour. Ground truth of real photographs is planes fitted to
-their measured depth; those whose depth is too sparse or noisy are left out and named. Beside ``report.json`` comes
-``report.png`` (photograph, ground truth, one step, refined). Without ``--weights`` only the fixed answers are
-scored: the mark to beat.
-=======
 The measure is the mean angular error in degrees of each image, averaged over images, of the one-step and of
 the refined prediction. They are compared with the mean normal map of training scenes and with the one constant
 normal that is best on each evaluation set, chosen in its own favour. Ground truth of real photographs is planes
 fitted to their measured depth; those whose depth is too sparse or noisy for it are left out and named. Beside
 ``report.json`` comes ``report.png`` (photograph, ground truth, one step, refined). Without ``--weights`` only
 the fixed answers are scored: the mark to beat.
->>>>>>> mininormals
 """
 
 from __future__ import annotations
