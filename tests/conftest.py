@@ -38,3 +38,12 @@ def golden() -> Path:
 def example_photo() -> Path:
     """The real photograph that `make demo` uses."""
     return ROOT / "examples" / "desk.png"
+
+
+@pytest.fixture(autouse=True)
+def as_a_new_process_would_speak() -> None:
+    """A command line that a test ran with --quiet or --debug decides nothing for the tests after it."""
+    from vision3d.progress import set_debug, set_quiet
+
+    set_quiet(False)
+    set_debug(False)
