@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from peers import marigold, timed
 from torch import Tensor
 
 from vision3d.backbone import loading
@@ -150,46 +150,6 @@ def ours(networks: dict[str, Any], image: Tensor, noise: Tensor, context: Tensor
     return pipeline.predict_depth(pipeline.refine(pipeline.encode(image), noise, context))
 
 
-def marigold(networks: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """diffusers' Marigold depth, one step, on the same autoencoder and a UNet of the same width."""
-    from diffusers import DDIMScheduler, MarigoldDepthPipeline, UNet2DConditionModel
-
-    config = {**dict(networks["unet"].config), "in_channels": 8}
-    unet = UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
-    values = networks["unet"].state_dict()
-    values["conv_in.weight"] = torch.cat([values["conv_in.weight"]] * 2, dim=1) / 2
-    unet.load_state_dict(values, assign=True)
-    pipeline = MarigoldDepthPipeline(
-        unet=unet,
-        vae=networks["vae"],
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            prediction_type="v_prediction",
-            timestep_spacing="trailing",
-            clip_sample=False,
-            set_alpha_to_one=False,
-        ),
-        text_encoder=None,
-        tokenizer=None,
-        prediction_type="depth",
-        scale_invariant=True,
-        shift_invariant=True,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    width = networks["unet"].config.cross_attention_dim
-    pipeline.empty_text_embedding = torch.zeros(1, 2, width)
-
-    def run(image: Tensor) -> Tensor:
-        return pipeline(
-            image, num_inference_steps=1, ensemble_size=1, processing_resolution=0, output_type="pt"
-        ).prediction
-
-    return run
-
-
 # ---------------------------------------------------------------- measuring
 
 
@@ -200,17 +160,6 @@ def inputs(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     noise = torch.randn(1, 4, size // 8, size // 8, generator=generator)
     context = torch.randn(1, 77, 1024, generator=generator)
     return image.to(device), noise.to(device), context.to(device)
-
-
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter() if device.type == "cuda" else time.process_time()
-    out = run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, out
-    return time.process_time() - start, out
 
 
 def peak_memory(contender: str, size: int, checkpoint: Path) -> float:
@@ -259,13 +208,13 @@ def main() -> None:
     if options.only:
         image, noise, context = inputs(options.sizes[0], device)
         if options.only == "marigold":
-            marigold(networks)(image)
+            marigold("depth", networks["unet"], networks["vae"], 1, 2)(image)
         else:
             {"ours": ours, "published": published}[options.only](networks, image, noise, context)
         print(json.dumps({"peak_gb": peak_rss() / 1e9}))
         return
 
-    one_step = marigold(networks)
+    one_step = marigold("depth", networks["unet"], networks["vae"], 1, 2)
     report: dict[str, Any] = {
         "threads": options.threads,
         "device": str(device),

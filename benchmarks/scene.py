@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers import timed
 
 from vision3d.backbone.featurecache import shared_latents
 from vision3d.camera import Intrinsics
 from vision3d.io.photo import Photo, load_photo
 from vision3d.pipelines.scene import Scene, SceneOptions, ScenePipeline
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HELD_OUT = 900_000_000
 """First seed that no training of this repository draws."""
 
@@ -50,24 +51,12 @@ def counting_encodes(pipeline: ScenePipeline) -> Iterator[list[tuple[int, ...]]]
             hook.remove()
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds: of this process' CPU time without a GPU, else of the clock."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = clock()
-    result = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start, result
-
-
 def separately(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> dict[str, float]:
     """Seconds of each task when it finds no latents of the others."""
     tasks = pipeline.tasks(options, photo)
     shared_latents().clear()
     seconds = {}
-    seconds["camera"], camera = timed(lambda: tasks.calibrate(photo))
+    seconds["camera"], camera = timed(lambda: tasks.calibrate(photo), DEVICE)
     parts: dict[str, Callable[[], Any]] = {
         "metric depth": lambda: tasks.metric_depth(photo, camera.camera),
         "normals": lambda: tasks.normals(photo),
@@ -77,7 +66,7 @@ def separately(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> 
         parts["relative depth"] = lambda: relative(photo)
     for name, run in parts.items():
         shared_latents().clear()
-        seconds[name], _ = timed(run)
+        seconds[name], _ = timed(run, DEVICE)
     return seconds
 
 
@@ -85,7 +74,7 @@ def in_one_call(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) ->
     """Seconds of the whole scene and of its fusion, and the number of encodes."""
     shared_latents().clear()
     with counting_encodes(pipeline) as runs:
-        seconds, _ = timed(lambda: pipeline.predict([photo], options))
+        seconds, _ = timed(lambda: pipeline.predict([photo], options), DEVICE)
     return seconds, pipeline.seconds["fusion"], len(runs)
 
 

@@ -18,13 +18,13 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peers import timed
 from torch import Tensor, nn
 
 from vision3d.backbone.backbone import Backbone, fixed_noise
@@ -83,13 +83,6 @@ def pictures(count: int) -> list[np.ndarray]:
         np.asarray(Image.fromarray(c).resize(shapes[i % len(shapes)], Image.Resampling.BICUBIC))
         for i, c in enumerate(coarse)
     ]
-
-
-def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU time of a call, which other processes on the machine do not lengthen much, and its result."""
-    started = time.process_time()
-    result = work()
-    return time.process_time() - started, result
 
 
 # ---------------------------------------------------------------- the published order of work
@@ -209,7 +202,7 @@ def main() -> int:
     ours_image: list[float] = []
     features = []
     for image in images[: options.images]:
-        seconds, found = cpu_seconds(lambda image=image: pipeline.encode(Photo(image)))  # type: ignore[misc]
+        seconds, found = timed(lambda image=image: pipeline.encode(Photo(image)))  # type: ignore[misc]
         ours_image.append(seconds)
         features.append(found)
         print(f"ours: image {seconds:.1f} CPU-s", flush=True)
@@ -220,22 +213,22 @@ def main() -> int:
             one, two = pipeline.describe(a, b)
             return nearest_cells(one.cells, two.cells, two.shape)
 
-        ours_pair.append(cpu_seconds(pair)[0])
+        ours_pair.append(timed(pair)[0])
     print(f"ours: pair {np.mean(ours_pair):.2f} CPU-s, mean of {len(ours_pair)}", flush=True)
 
     theirs_image: list[float] = []
     published = []
     for image in images[: options.published_images]:
-        seconds, encoded = cpu_seconds(lambda image=image: published_encode(pipeline, text, context, image))  # type: ignore[misc]
+        seconds, encoded = timed(lambda image=image: published_encode(pipeline, text, context, image))  # type: ignore[misc]
         theirs_image.append(seconds)
         published.append(encoded)
         print(f"published: image {seconds:.1f} CPU-s", flush=True)
     theirs_pair: list[float] = []
     for i in range(10):
         a, b = published[i % len(published)], published[(i + 1) % len(published)]
-        projection, descriptors = cpu_seconds(lambda a=a, b=b: published_descriptors(a, b, 256))  # type: ignore[misc]
+        projection, descriptors = timed(lambda a=a, b=b: published_descriptors(a, b, 256))  # type: ignore[misc]
         rows = min(options.loop_rows, len(descriptors[0]))
-        loop, _ = cpu_seconds(lambda d=descriptors, rows=rows: rowwise_similarity(d[0], d[1], rows))  # type: ignore[misc]
+        loop, _ = timed(lambda d=descriptors, rows=rows: rowwise_similarity(d[0], d[1], rows))  # type: ignore[misc]
         theirs_pair.append(projection + loop / rows * len(descriptors[0]))
     print(
         f"published: pair {np.mean(theirs_pair):.1f} CPU-s beside its two images, mean of {len(theirs_pair)}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from peers import marigold, timed
 from torch import Tensor
 
 from vision3d.backbone.dino import MODELS, Dino
@@ -105,52 +105,6 @@ def published(pipeline: StableNormal, x: Tensor, draws: Draws, plan: Plan) -> Te
     return vae.decode(x0 / scaling).sample
 
 
-def marigold(pipeline: StableNormal, steps: int) -> Callable[[Tensor], Tensor]:
-    """diffusers' Marigold normals on the same autoencoder and a UNet of the same width."""
-    from diffusers import DDIMScheduler, MarigoldNormalsPipeline
-
-    from vision3d.backbone.loading import empty_weights
-
-    with empty_weights():
-        unet = UNet2DConditionModel.from_config({**dict(pipeline.unet.config), "in_channels": 8})
-    values = dict(pipeline.unet.state_dict())
-    values["conv_in.weight"] = torch.cat([values["conv_in.weight"]] * 2, dim=1) / 2
-    unet.load_state_dict(values, assign=True)
-    peer = MarigoldNormalsPipeline(
-        unet=unet.eval().requires_grad_(False),
-        vae=pipeline.vae,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            prediction_type="v_prediction",
-            timestep_spacing="trailing",
-            clip_sample=False,
-            set_alpha_to_one=False,
-        ),
-        text_encoder=None,
-        tokenizer=None,
-        prediction_type="normals",
-        use_full_z_range=True,
-    )
-    peer.set_progress_bar_config(disable=True)
-    peer.empty_text_embedding = torch.zeros(1, 77, CONTEXT)
-
-    def run(image: Tensor) -> Tensor:
-        return peer(
-            image, num_inference_steps=steps, ensemble_size=1, processing_resolution=0, output_type="pt"
-        ).prediction
-
-    return run
-
-
-def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    start = time.process_time()
-    out = run()
-    return time.process_time() - start, out
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,7 +119,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.set_num_threads(options.threads)
     pipeline = build(options.width)
-    one, four = marigold(pipeline, 1), marigold(pipeline, 4)
+    one, four = (marigold("normals", pipeline.unet, pipeline.vae, steps, 77) for steps in (1, 4))
     generator = torch.Generator().manual_seed(SEED)
     contexts = torch.randn(2, 77, CONTEXT, generator=generator).split(1)
     both = Plan(True, 401, options.steps, contexts[0], contexts[1], True, 1.0)

@@ -23,6 +23,7 @@ from vision3d.errors import InputError, Vision3DError
 from vision3d.evaluation.datasets.base import DepthSample, read_rgb
 from vision3d.evaluation.datasets.procedural import TEST_SEEDS, Procedural, training_samples
 from vision3d.evaluation.datasets.samples import RealSamples
+from vision3d.evaluation.script import check_report, run_script
 from vision3d.io.files import atomic_write_json, check_writable
 from vision3d.progress import progress, say
 
@@ -78,8 +79,7 @@ def main(
         render_size: height and width of rendered images.
         device: where to compute.
     """
-    if out.suffix != ".json":
-        raise InputError(f"report {out}", "give a file name that ends in .json")
+    check_report(out)
     check_writable(out.parent)
     sets: dict[str, Iterator[DepthSample]] = {}
     if procedural:
@@ -234,14 +234,8 @@ def summary(name: str, result: dict[str, Any]) -> str:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Command line: parse, run, one line for what went wrong."""
-    import tyro
-
-    try:
-        return tyro.cli(main, args=arguments)
-    except Vision3DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Command line, see :func:`run_script`."""
+    return run_script(main, arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vision3d.errors import InputError, Vision3DError
+from vision3d.errors import InputError
 from vision3d.evaluation.baselines import (
     BaselineTable,
     FixedMap,
@@ -46,6 +46,7 @@ from vision3d.evaluation.depth_benchmark import (
     evaluate_depth,
     reduced_image,
 )
+from vision3d.evaluation.script import check_report, run_script
 from vision3d.io.files import atomic_path, atomic_write_json, check_writable, make_folder
 from vision3d.progress import say
 
@@ -86,8 +87,7 @@ def main(
         batch_size: images per pass.
         device: where to compute.
     """
-    if out.suffix != ".json":
-        raise InputError(f"report {out}", "give a file name that ends in .json")
+    check_report(out)
     details = out.with_suffix("")
     check_writable(details)
     make_folder(details)
@@ -249,14 +249,8 @@ def _sheet_rows(predict: BatchPredictor, dataset: DepthDataset, report: DepthRep
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Command line: parse, run, one line for what went wrong."""
-    import tyro
-
-    try:
-        return tyro.cli(main, args=arguments)
-    except Vision3DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Command line, see :func:`run_script`."""
+    return run_script(main, arguments)
 
 
 if __name__ == "__main__":

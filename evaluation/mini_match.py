@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from vision3d.errors import InputError, Vision3DError
+from vision3d.errors import InputError
 from vision3d.evaluation.correspondence import PCK, PairErrors
+from vision3d.evaluation.script import check_report, run_script
 from vision3d.io.files import atomic_path, atomic_write_json, check_writable
 from vision3d.progress import progress, say
 from vision3d.synthetic.objects import category_pairs, instances, portrait, same_place
@@ -186,8 +187,7 @@ def main(
         dino_weight: of DINO's half.
         device: where to compute.
     """
-    if out.suffix != ".json":
-        raise InputError(f"report {out}", "give a file name that ends in .json")
+    check_report(out)
     check_writable(out.parent)
     chosen = held_out_pairs(pairs, seeds=seeds, shards=shards, size=(render_size, render_size))
     if not chosen:
@@ -232,14 +232,8 @@ def _picture(pipeline: Any, pairs: Sequence[PortraitPair], rows: int = 8) -> Any
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Command line: parse, run, one line for what went wrong."""
-    import tyro
-
-    try:
-        return tyro.cli(main, args=arguments)
-    except Vision3DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Command line, see :func:`run_script`."""
+    return run_script(main, arguments)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from vision3d.colour import colour_normals, contact_sheet
-from vision3d.errors import InputError, Vision3DError
+from vision3d.errors import InputError
 from vision3d.evaluation.datasets.base import DepthSample
 from vision3d.evaluation.datasets.procedural import TEST_SEEDS, Procedural, training_samples
 from vision3d.evaluation.datasets.samples import RealSamples
 from vision3d.evaluation.normal_metrics import normal_metrics
+from vision3d.evaluation.script import check_report, run_script
 from vision3d.geometry.normals import normals_by_plane_fit
 from vision3d.io.files import atomic_path, atomic_write_json, check_writable
 from vision3d.progress import Progress, progress, say
@@ -93,8 +94,7 @@ def main(
         batch_size: images per pass.
         device: where to compute.
     """
-    if out.suffix != ".json":
-        raise InputError(f"report {out}", "give a file name that ends in .json")
+    check_report(out)
     if batch_size < 1 or training_scenes < 1:
         raise InputError("a batch size or number of training scenes below 1", "give at least 1")
     if refined_images is not None and refined_images < 0:
@@ -426,14 +426,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Command line: parse, run, one line for what went wrong."""
-    import tyro
-
-    try:
-        return tyro.cli(main, args=arguments)
-    except Vision3DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Command line, see :func:`run_script`."""
+    return run_script(main, arguments)
 
 
 if __name__ == "__main__":

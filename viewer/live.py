@@ -12,6 +12,7 @@ import dataclasses
 import io
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ def check_address(host: str, port: int) -> int:
     raise InputError(f"ports {port} to {port + 99} are all taken", "give another --port")
 
 
-class _Shown:
+class _Shown(ABC):
     """A layer as it stands in the browser."""
 
     def __init__(self, viewer: LiveViewer, item: _ShownItem, layer: Layer, path: str) -> None:
@@ -134,8 +135,9 @@ class _Shown:
         for handle in self.handles:
             handle.visible = self.on
 
+    @abstractmethod
     def draw(self, scene: Any, look: str) -> None:
-        raise NotImplementedError
+        """Put the layer into viser's scene, with a look laid over it."""
 
 
 class _ShownMesh(_Shown):

@@ -138,3 +138,12 @@ def peak_rss() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def dtype_name(dtype: str, device: str = "auto") -> str:
+    """Name of the floating type that ``dtype`` comes to on ``device``, such as "float32", for settings.
+
+    Raises:
+        InputError: as :func:`resolve_dtype` and :func:`resolve_device`.
+    """
+    return str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch.")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vision3d.progress import say
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,3 +91,41 @@ class BackOff(Generic[T, R]):
             self.most = count // 2
             return f"going on with {self.most}"
         return self._use_less() if self._use_less is not None else None
+
+
+def in_batches(
+    process: Callable[[Sequence[T]], Sequence[R]],
+    items: Iterable[T],
+    batch_size: int,
+    *,
+    use_less: Callable[[], str | None] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[R]:
+    """Results one after the other, reading ``items`` only as far as the next batch; backs off when memory runs out.
+
+    Args:
+        process: results of a batch, in order.
+        items: what there is to process.
+        batch_size: items at once.
+        use_less: see :class:`BackOff`.
+        generator: what ``process`` draws from; another attempt at a batch draws the same numbers.
+    """
+
+    def repeatable(batch: Sequence[T]) -> Sequence[R]:
+        before = generator.get_state() if generator is not None else None
+        try:
+            return process(batch)
+        except Exception:
+            if generator is not None and before is not None:
+                generator.set_state(before)
+            raise
+
+    attempt = BackOff(repeatable, use_less)
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == batch_size:
+            yield from attempt(batch)
+            batch = []
+    if batch:
+        yield from attempt(batch)

@@ -263,6 +263,35 @@ def check_inputs(sources: Sequence[str | Path], *, recursive: bool = False) -> i
     return None if any(isinstance(item, Path) and is_video(item) for _, item in items) else len(items)
 
 
+def check_run(
+    inputs: Sequence[str | Path],
+    out: Path,
+    *,
+    recursive: bool = False,
+    batch_size: int = 1,
+    memory: str = "auto",
+) -> int | None:
+    """Look at what every verb over photographs is given, before any work.
+
+    Returns:
+        As :func:`check_inputs`.
+
+    Raises:
+        InputError: as :func:`check_inputs`; a batch size below 1; a memory budget that cannot be read.
+        OutputError: ``out`` cannot be written.
+    """
+    from vision3d.device import parse_bytes
+    from vision3d.io.files import check_writable
+
+    total = check_inputs(inputs, recursive=recursive)
+    check_writable(out)
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}", "give 1 or more")
+    if memory != "auto":
+        parse_bytes(memory)
+    return total
+
+
 def _items(sources: Sources, recursive: bool) -> list[tuple[str, Any]]:
     """All inputs by name; a recursive search leaves out the pictures of earlier results."""
     from vision3d.io.images import expand_inputs

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vision3d.evaluation.parity.case import Case
+from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
 
 
@@ -28,7 +28,7 @@ def ddim_conversions(case: Case) -> Results:
     }
     other = {key: config[key] for key in config if key in expected and config[key] != expected[key]}
     if other:
-        raise NotImplementedError(f"a schedule with {other}")
+        raise UnknownVariant(f"a schedule with {other}")
     n_steps = case.meta["n_steps"]
     timesteps = schedule.ddim_timesteps(n_steps, offset=config["steps_offset"])
     sample, model_out = case.tensor("sample"), case.tensor("model_out")

@@ -24,6 +24,10 @@ class BrokenFixture(Exception):
     """A file that claims to be a fixture and cannot be run; says what is wrong with it."""
 
 
+class UnknownVariant(BrokenFixture):
+    """A fixture of a known kind that asks for what the check of its kind does not know; says what that is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A fixture.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vision3d.evaluation.parity import recipe
-from vision3d.evaluation.parity.case import Case
+from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
 
 REFERENCE_RUNS = 20
@@ -53,7 +53,7 @@ def decode(case: Case) -> Results:
                 runs += [decode_intrinsics(image, mode="reference", seed=s) for s in range(1, REFERENCE_RUNS)]
             results[name] = np.stack([run.values for run in runs])
         else:
-            raise NotImplementedError(f"decoding mode {output['mode']!r}")
+            raise UnknownVariant(f"decoding mode {output['mode']!r}")
     return results
 
 
@@ -118,7 +118,7 @@ def _networks(case: Case) -> dict[str, Any]:
     seeds: Mapping[str, int] = case.meta["recipe_seeds"]
     unknown = set(seeds) - {"unet", "vae", "vae.decoder"}
     if unknown or case.meta.get("recipe_prefix", ""):
-        raise NotImplementedError(f"recipe seeds of {sorted(unknown)} or a prefix")
+        raise UnknownVariant(f"recipe seeds of {sorted(unknown)} or a prefix")
     networks: dict[str, Any] = {
         "unet": UNet2DConditionModel(**case.meta["unet_config"]),
         "vae": AutoencoderKL(**case.meta["vae_config"]),
@@ -181,7 +181,7 @@ def metric_depth(case: Case) -> Results:
     )
 
     if case.meta["timestep"] != DEPTH_TIMESTEP:
-        raise NotImplementedError(f"timestep {case.meta['timestep']}")
+        raise UnknownVariant(f"timestep {case.meta['timestep']}")
     networks = _networks(case)
     pipeline = DMCalib(
         networks["vae"],
@@ -261,4 +261,4 @@ def _check_schedule(config: Mapping[str, Any]) -> None:
     }
     other = {name: value for name, value in config.items() if expected.get(name) != value}
     if other:
-        raise NotImplementedError(f"a schedule with {other}")
+        raise UnknownVariant(f"a schedule with {other}")

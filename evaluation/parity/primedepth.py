@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vision3d.evaluation.parity.case import Case
+from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
 
 
@@ -58,11 +58,11 @@ def _networks(config: str, seed: int, prefix: str) -> dict[str, Any]:
     fixed = {"transformer_depth": 1, "infusion": "cat", "n_sa_maps": 64}
     for name, value in fixed.items():
         if options.pop(name, value) != value:
-            raise NotImplementedError(f"{name} other than {value}")
+            raise UnknownVariant(f"{name} other than {value}")
     sizes = PrimeDepthConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})  # type: ignore[arg-type]
     shapes = {prefix + name: shape for name, shape in checkpoint_shapes(sizes).items()}
     if prefix:
-        raise NotImplementedError(f"recipe prefix {prefix!r}")
+        raise UnknownVariant(f"recipe prefix {prefix!r}")
     networks = load_networks(Path("recipe"), sizes, tensors=RecipeWeights(shapes, seed))
     for network in networks.values():
         load_weights(network)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vision3d.evaluation.parity import recipe
-from vision3d.evaluation.parity.case import Case
+from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
 
 
@@ -23,7 +23,7 @@ def dinov2(case: Case) -> Results:
 
     rule = case.config["interpolate_offset"], case.config["interpolate_antialias"]
     if rule != (0.1, False):
-        raise NotImplementedError(f"interpolation with offset and antialias {rule}")
+        raise UnknownVariant(f"interpolation with offset and antialias {rule}")
     tensors = {
         name: torch.from_numpy(recipe.tensor(name, tuple(shape), case.recipe_seed))
         for name, shape in case.meta["key_shapes"].items()

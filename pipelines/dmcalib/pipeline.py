@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision3d.backbone import loading
+from vision3d.backbone.residency import Residency
 from vision3d.backbone.schedule import (
     PredictionType,
     add_noise,
@@ -34,8 +34,9 @@ from vision3d.backbone.schedule import (
 from vision3d.backbone.sharing import share, shared_moments
 from vision3d.backbone.vae import decode_features, encode_moments
 from vision3d.camera import Intrinsics
-from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
+from vision3d.memory import in_batches
 from vision3d.pipelines.dmcalib import checkpoint as files
 from vision3d.pipelines.dmcalib.camera_image import (
     CameraFit,
@@ -82,7 +83,7 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(depth.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
 
 
-class DMCalib:
+class DMCalib(Residency):
     """Intrinsics, and optionally metric depth, of photographs.
 
     Args:
@@ -117,11 +118,14 @@ class DMCalib:
         self.config = config or DMCalibConfig()
         self.weights_name = "given networks"
         self.weights_sha256: str | None = None
-        self._memory_budget: int | None = None
-        self._sequential = False
-        self.device = next((p.device for p in unet.parameters()), torch.device("cpu"))
+        self._device = next((p.device for p in unet.parameters()), torch.device("cpu"))
         for network in self.networks.values():
             network.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks run."""
+        return self._device
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -205,10 +209,7 @@ class DMCalib:
         pipeline.weights_name = name if calib_subfolder is None else f"{name}, {calib_subfolder}"
         pipeline.weights_sha256 = fingerprint(root, where, calib_subfolder, depth_subfolder)
         say(f"DM-Calib weights: {pipeline.weights_name}")
-        pipeline.device = place
-        pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
-        needed = loading.parameter_bytes(*pipeline.networks.values()) + (3 << 29)
-        pipeline._sequential = pipeline._memory_budget is not None and pipeline._memory_budget < needed
+        pipeline.place(place, memory, *pipeline.networks.values())
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -243,20 +244,8 @@ class DMCalib:
         for network in self.networks.values():
             loading.load_weights(network)
             network.to(device=device, dtype=dtype)
-        self.device = next(self.unet.parameters()).device
+        self._device = next(self.unet.parameters()).device
         return self
-
-    @contextmanager
-    def _resident(self, *networks: nn.Module) -> Iterator[None]:
-        """Weights of these networks are on the device inside; released after, in sequential mode."""
-        for network in networks:
-            loading.load_weights(network, self.device)
-        try:
-            yield
-        finally:
-            if self._sequential:
-                for network in networks:
-                    loading.release_weights(network)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -283,7 +272,7 @@ class DMCalib:
         vae = encoder or self.vae
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
-            with self._resident(vae):
+            with self.resident(vae):
                 return encode_moments(vae, batch)
 
         return shared_moments(vae, images.to(self.device), encode=run)[0]
@@ -313,7 +302,7 @@ class DMCalib:
         context = context.to(self.device, self.dtype).expand(len(latents), -1, -1)
         image_latents = image_latents.to(self.device, self.dtype)
         steps = len(timesteps)
-        with self._resident(self.unet):
+        with self.resident(self.unet):
             for i, t in enumerate(int(t) for t in timesteps):
                 inputs = torch.cat([latents.to(image_latents), image_latents], dim=1)
                 out = self.unet(inputs, t, encoder_hidden_states=context).sample.float()
@@ -336,7 +325,7 @@ class DMCalib:
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``(N, 3, 8h, 8w)`` in [0, 1] of scaled latents."""
         decoder = self.camera_decoder or self.vae.decoder
-        with self._resident(self.vae, decoder):
+        with self.resident(self.vae, decoder):
             unscaled = latents.to(self.device, self.vae.post_quant_conv.weight.dtype) / self.latent_scale
             pictures = decode_features(decoder, self.vae.post_quant_conv(unscaled))
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
@@ -362,12 +351,12 @@ class DMCalib:
         latents = latents.to(self.dtype) * self.latent_scale
         step = torch.full((len(latents),), DEPTH_TIMESTEP, device=self.device)
         context = context.to(self.device, self.dtype).expand(len(latents), -1, -1)
-        with self._resident(self.depth_unet):
+        with self.resident(self.depth_unet):
             out = self.depth_unet(latents, step, encoder_hidden_states=context).sample
         if probe is not None:
             probe("unet_in", latents)
             probe("unet_out", out)
-        with self._resident(self.vae, self.depth_decoder):
+        with self.resident(self.vae, self.depth_decoder):
             raw = decode_features(self.depth_decoder, self.vae.post_quant_conv(out / self.latent_scale))
         if probe is not None:
             probe("decoder_raw", raw)
@@ -577,28 +566,15 @@ class DMCalib:
         batch_size: int = 1,
         **extras: Any,
     ) -> Iterator[CameraPrediction]:
-        """Predictions one after the other, reading ``photos`` only as far as the next batch."""
-        batch: list[Photo] = []
-        for photo in photos:
-            batch.append(photo)
-            if len(batch) == batch_size:
-                yield from self._halving(batch, options, extras)
-                batch = []
-        if batch:
-            yield from self._halving(batch, options, extras)
+        """Predictions one after the other, reading ``photos`` only as far as the next batch.
 
-    def _halving(
-        self, batch: list[Photo], options: CalibrationOptions | None, extras: dict[str, Any]
-    ) -> list[CameraPrediction]:
-        try:
+        When memory runs out, batches get smaller; a line on screen says so.
+        """
+
+        def process(batch: Sequence[Photo]) -> list[CameraPrediction]:
             return self.calibrate(batch, options, **extras)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            torch.cuda.empty_cache()
-            say(f"out of memory with {len(batch)} images at once; trying {len(batch) // 2}")
-            half = len(batch) // 2
-            return self._halving(batch[:half], options, extras) + self._halving(batch[half:], options, extras)
+
+        return in_batches(process, photos, batch_size, generator=extras.get("generator"))
 
     def __call__(
         self,
@@ -622,10 +598,10 @@ class DMCalib:
         Raises:
             InputError: nothing there that can be read as an image, or an option is out of range.
         """
-        from vision3d.io.images import iter_photos, load_photo
+        from vision3d.io.images import holds_many, iter_photos, load_photo
 
         chosen = CalibrationOptions(**options)
-        if not isinstance(images, (list, tuple)) and not _holds_many(images):
+        if not isinstance(images, (list, tuple)) and not holds_many(images):
             return self.calibrate([load_photo(images)], chosen, generator=generator)[0]
         photos = (reference.load() for reference in iter_photos(images))
         if chosen.shared:
@@ -744,12 +720,3 @@ def _check_same_size(photos: Sequence[Photo]) -> None:
             f"photographs of {len(sizes)} sizes ({shown}) cannot share one camera",
             "give photographs of one size, or calibrate them separately",
         )
-
-
-def _holds_many(source: Any) -> bool:
-    """Whether a source is a folder, glob, video or batch rather than one image."""
-    if isinstance(source, (str, Path)):
-        from vision3d.io.images import is_video
-
-        return Path(source).is_dir() or is_video(Path(source)) or any(c in str(source) for c in "*?[")
-    return getattr(source, "ndim", 0) == 4 and source.shape[0] != 1

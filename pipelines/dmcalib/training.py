@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from vision3d.backbone.schedule import add_noise, alpha_sigma, to_x0, training_target
 from vision3d.backbone.vae import encode_moments
@@ -58,6 +58,7 @@ from vision3d.training.data import (
     describe_source,
     open_source,
 )
+from vision3d.training.dense import recipe_settings
 from vision3d.training.losses import gradient_matching_loss
 from vision3d.training.prior import TurnTaking, checksums, component_folder, load_module, preset
 from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
@@ -390,7 +391,10 @@ def multi_resolution_noise(
 class _DMCalibTask(Task):
     """What both tasks share: the frozen autoencoder, the prompts, held-out pictures, the exported folder."""
 
-    def __init__(self, source: SampleSource, options: TaskOptions) -> None:
+    presets: ClassVar[Mapping[str, Any]]
+
+    def __init__(self, recipe: Any, source: SampleSource, options: TaskOptions) -> None:
+        self._recipe = recipe
         if options.init is None:
             raise InputError(
                 f"{self.name} needs a prior",
@@ -401,6 +405,24 @@ class _DMCalibTask(Task):
         self.contexts = Contexts.find(self.init, self.init)
         self._held: list[dict[str, Tensor]] | None = None
         self.photo_encoder: Any = None
+
+    @override
+    def recipe(self) -> dict[str, Any]:
+        return recipe_settings(self._recipe)
+
+    @classmethod
+    @override
+    def from_options(cls, options: TaskOptions) -> Self:
+        recipe = preset(cls.presets, options.preset, cls.name)
+        return cls(recipe, open_source(options.data, recipe.world), options)
+
+    def make_unet(self, folders: Sequence[str], side: int) -> Any:
+        """The UNet to train, see :func:`make_unet`; recomputing activations where that is asked for."""
+        latents = self.vae.config.latent_channels
+        unet = make_unet(self.init, folders, self._recipe.unet, side, self.context_width, latents)
+        if self.options.recomputes:
+            unet.enable_gradient_checkpointing()
+        return unet
 
     @property
     def context_width(self) -> int:
@@ -542,40 +564,18 @@ class CalibrationTask(_DMCalibTask):
     """
 
     name: ClassVar[str] = "dmcalib-calibration"
+    presets: ClassVar[Mapping[str, Any]] = CALIBRATION_PRESETS
 
     def __init__(self, recipe: CalibrationRecipe, source: SampleSource, options: TaskOptions) -> None:
         if options.batch_size:
             recipe = replace(recipe, batch_size=options.batch_size)
-        self._recipe = recipe
         self.batch_size = recipe.batch_size
-        super().__init__(source, options)
-
-    @classmethod
-    @override
-    def from_options(cls, options: TaskOptions) -> CalibrationTask:
-        recipe = preset(CALIBRATION_PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, recipe.world), options)
-
-    @override
-    def recipe(self) -> dict[str, Any]:
-        r = self._recipe
-        return {"lr": r.lr, "warmup": r.warmup, "ema": r.ema, "weight_decay": 1e-2}
+        super().__init__(recipe, source, options)
 
     @override
     def build(self) -> nn.Module:
         r = self._recipe
-        self.unet = make_unet(
-            self.init,
-            ("calib", "calib/unet", "calib2"),
-            r.unet,
-            r.canvas,
-            self.context_width,
-            self.vae.config.latent_channels,
-        )
-        if self.options.checkpointing or (
-            self.options.checkpointing is None and self.options.preset.startswith("full")
-        ):
-            self.unet.enable_gradient_checkpointing()
+        self.unet = self.make_unet(("calib", "calib/unet", "calib2"), r.canvas)
         trained: dict[str, nn.Module] = {"unet": self.unet}
         self.decoder: nn.Module | None = None
         if r.train_decoder:
@@ -829,40 +829,18 @@ class DepthTask(_DMCalibTask):
     """
 
     name: ClassVar[str] = "dmcalib-depth"
+    presets: ClassVar[Mapping[str, Any]] = DEPTH_PRESETS
 
     def __init__(self, recipe: DepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         if options.batch_size:
             recipe = replace(recipe, sizes=tuple((w, h, options.batch_size) for w, h, _ in recipe.sizes))
-        self._recipe = recipe
         self.batch_size = recipe.sizes[0][2]
-        super().__init__(source, options)
-
-    @classmethod
-    @override
-    def from_options(cls, options: TaskOptions) -> DepthTask:
-        recipe = preset(DEPTH_PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, recipe.world), options)
-
-    @override
-    def recipe(self) -> dict[str, Any]:
-        r = self._recipe
-        return {"lr": r.lr, "warmup": r.warmup, "ema": r.ema, "weight_decay": 1e-2}
+        super().__init__(recipe, source, options)
 
     @override
     def build(self) -> nn.Module:
         r = self._recipe
-        self.unet: Any = make_unet(
-            self.init,
-            ("depth_safe",),
-            r.unet,
-            r.max_size,
-            self.context_width,
-            self.vae.config.latent_channels,
-        )
-        if self.options.checkpointing or (
-            self.options.checkpointing is None and self.options.preset.startswith("full")
-        ):
-            self.unet.enable_gradient_checkpointing()
+        self.unet: Any = self.make_unet(("depth_safe",), r.max_size)
         decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
         is_new = not (self.init / "depth_safe" / DECODER_FILES[0]).is_file()
         if is_new and r.first_depth is not None:

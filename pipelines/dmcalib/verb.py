@@ -12,7 +12,7 @@ import tyro
 
 from vision3d.errors import InputError
 from vision3d.progress import say
-from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
+from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
 if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
@@ -102,18 +102,12 @@ def calibrate(
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
-    from vision3d.device import parse_bytes, resolve_device, resolve_dtype
-    from vision3d.io.files import check_writable
+    from vision3d.device import dtype_name
     from vision3d.pipelines.dmcalib.options import CalibrationOptions
 
     if poses is not None and export is None:
         raise InputError("poses without a place to write them", "give --export colmap or --export nerfstudio")
-    total = check_inputs(inputs, recursive=recursive)
-    check_writable(out)
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}", "give 1 or more")
-    if memory != "auto":
-        parse_bytes(memory)
+    total = check_run(inputs, out, recursive=recursive, batch_size=batch_size, memory=memory)
     options = CalibrationOptions(
         steps=steps,
         ensemble=ensemble,
@@ -132,7 +126,7 @@ def calibrate(
         exact_size=exact_size,
         use_exif=use_exif,
         shared=shared,
-        dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
+        dtype=dtype_name(dtype, device),
     )
     options.check()
     source = WeightsChoice(weights, base, calib_subfolder, depth_subfolder, embeddings)

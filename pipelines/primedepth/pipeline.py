@@ -9,7 +9,6 @@ something: larger is nearer, the unit and the zero are unknown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,16 +20,18 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from typing_extensions import override
 
 from vision3d.backbone import loading
+from vision3d.backbone.residency import DiffusersResidency
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.sharing import share, shared_moments
 from vision3d.backbone.text import TextEncoder, load_text_tower
 from vision3d.backbone.vae import encode_moments
-from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
 from vision3d.geometry.tiling import Tiling
-from vision3d.memory import BackOff
+from vision3d.memory import in_batches
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
@@ -71,7 +72,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-class PrimeDepth(DiffusionPipeline):
+class PrimeDepth(DiffusersResidency, DiffusionPipeline):
     """Affine-invariant inverse depth, and optionally ADE20K segmentation, of photographs.
 
     Args:
@@ -112,12 +113,9 @@ class PrimeDepth(DiffusionPipeline):
         )
         self.weights_name = "custom"
         self.weights_sha256: str | None = None
-        self._sequential = False
-        self._memory_budget: int | None = None
         self._tile_limit: int | None = None
         self._last_size = (0, 0)
         self._prompts: dict[str, Tensor] = {}
-        self._device = torch.device("cpu")
 
     # ------------------------------------------------------------------ loading
 
@@ -165,8 +163,9 @@ class PrimeDepth(DiffusionPipeline):
         pipeline = cls(**networks)
         pipeline.weights_name, pipeline.weights_sha256 = name, loading.fingerprint(path)
         say(f"PrimeDepth weights: {name}")
-        pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
-        pipeline._place(place)
+        encoder = pipeline.vae.encoder
+        pipeline.place(place, memory, encoder, pipeline.unet, pipeline.refiner, pipeline.depth_head)
+        pipeline.load_unless_sequential(pipeline.vae, pipeline.unet, pipeline.refiner, pipeline.depth_head)
         return pipeline
 
     @staticmethod
@@ -201,44 +200,10 @@ class PrimeDepth(DiffusionPipeline):
             networks["text_encoder"] = load_text_tower(folder / "text_encoder", dtype=dtype, load=False)
         return networks
 
-    def _place(self, device: torch.device) -> None:
-        """Decides whether all networks stay resident, and loads them if so."""
-        needed = loading.parameter_bytes(self.vae.encoder, self.unet, self.refiner, self.depth_head)
-        reserve = 3 << 29  # the interpreter, its libraries and activations
-        self._sequential = self._memory_budget is not None and self._memory_budget < needed + reserve
-        self._device = device
-        if not self._sequential:
-            for network in (self.vae, self.unet, self.refiner, self.depth_head):
-                loading.load_weights(network, device, self._used_parts(network))
-
-    @contextmanager
-    def _resident(self, *networks: nn.Module) -> Iterator[None]:
-        """Weights of these networks are on the device inside; released after, in sequential mode."""
-        for network in networks:
-            hook = getattr(network, "_hf_hook", None)
-            if hook is not None:
-                hook.pre_forward(network)
-            else:
-                loading.load_weights(network, self._device, self._used_parts(network))
-        try:
-            yield
-        finally:
-            if self._sequential:
-                for network in networks:
-                    loading.release_weights(network)
-
-    def _used_parts(self, network: nn.Module) -> tuple[str, ...]:
+    @override
+    def used_parts(self, network: nn.Module) -> tuple[str, ...]:
         """The decoder of the autoencoder is never run, so it is never read from disk."""
         return ("encoder", "quant_conv") if network is self.vae else ()
-
-    def to(self, *args: Any, **kwargs: Any) -> PrimeDepth:
-        """Moves (and casts) every loaded network, as ``DiffusionPipeline.to`` does."""
-        for network in self.components.values():
-            if isinstance(network, nn.Module):
-                loading.load_weights(network)
-        super().to(*args, **kwargs)
-        self._device = self.unet.device
-        return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes a diffusers folder: one subfolder per network, safetensors."""
@@ -274,7 +239,7 @@ class PrimeDepth(DiffusionPipeline):
         """
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
-            with self._resident(self.vae):
+            with self.resident(self.vae):
                 return encode_moments(self.vae, batch)
 
         mean, logvar = shared_moments(self.vae, images, encode=run)
@@ -286,13 +251,13 @@ class PrimeDepth(DiffusionPipeline):
     def refine(self, latents: Tensor, noise: Tensor, context: Tensor, probe: Probe | None = None) -> Tensor:
         """Refiner output for clean latents: noise to t = 1, one UNet pass, the refiner beside it."""
         noisy = add_noise(latents, noise, TIMESTEP)
-        with self._resident(self.unet, self.refiner):
+        with self.resident(self.unet, self.refiner):
             return self.refiner(self.unet, noisy, context.to(noisy), probe=probe)
 
     @torch.no_grad()
     def predict_depth(self, refined: Tensor) -> Tensor:
         """Inverse depth ``(B, 1, 8h, 8w)``: the mean of the head's channels."""
-        with self._resident(self.depth_head):
+        with self.resident(self.depth_head):
             return self.depth_head(refined).mean(dim=1, keepdim=True)
 
     @torch.no_grad()
@@ -304,7 +269,7 @@ class PrimeDepth(DiffusionPipeline):
         """
         if self.segmentation_head is None:
             raise WeightsError("these weights have no segmentation head", "run without segmentation")
-        with self._resident(self.segmentation_head):
+        with self.resident(self.segmentation_head):
             return self.segmentation_head(refined)
 
     # ------------------------------------------------------------------ images
@@ -522,23 +487,9 @@ class PrimeDepth(DiffusionPipeline):
         """
 
         def process(batch: Sequence[Photo]) -> list[DepthPrediction]:
-            before = generator.get_state() if generator is not None else None
-            try:
-                return self.predict(batch, options, generator=generator, second_opinion=second_opinion)
-            except Exception:
-                if generator is not None and before is not None:  # another attempt draws the same noise
-                    generator.set_state(before)
-                raise
+            return self.predict(batch, options, generator=generator, second_opinion=second_opinion)
 
-        attempt = BackOff(process, self.use_less_memory)
-        batch: list[Photo] = []
-        for photo in photos:
-            batch.append(photo)
-            if len(batch) == batch_size:
-                yield from attempt(batch)
-                batch = []
-        if batch:
-            yield from attempt(batch)
+        return in_batches(process, photos, batch_size, use_less=self.use_less_memory, generator=generator)
 
     def __call__(
         self,

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -22,21 +21,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vision3d.backbone.schedule import add_noise
-from vision3d.backbone.vae import encode_moments, set_group_norm_eps
-from vision3d.errors import InputError
+from vision3d.backbone.vae import set_group_norm_eps
 from vision3d.geometry.affine import fit_scale_shift
 from vision3d.io.files import atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
-    HELD_OUT_SEED,
-    RenderedWorld,
     SampleSource,
-    WorldBatches,
-    augmented_crop,
     describe_source,
-    open_source,
 )
+from vision3d.training.dense import CaptionedTask
 from vision3d.training.losses import (
     affine_invariant_loss,
     inverse_depth,
@@ -44,19 +38,13 @@ from vision3d.training.losses import (
     segmentation_loss,
 )
 from vision3d.training.prior import (
-    Tokenised,
-    TurnTaking,
     checksums,
-    clip_tokenizer,
     component_folder,
     denoising_loss,
     load_module,
-    prediction_type_of,
-    preset,
-    read_vocabulary,
     tokenise,
 )
-from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
+from vision3d.training.task import Batch, TaskOptions, noise
 
 CLASSES = 150
 """ADE20K classes of the segmentation head."""
@@ -151,7 +139,7 @@ PRESETS = {
 }
 
 
-class PrimeDepthTask(Task):
+class PrimeDepthTask(CaptionedTask):
     """Refiner, depth head and segmentation head over a prior.
 
     Args:
@@ -162,41 +150,15 @@ class PrimeDepthTask(Task):
     """
 
     name: ClassVar[str] = "primedepth"
+    presets: ClassVar[dict[str, PrimeDepthRecipe]] = PRESETS
+    fields = ("image", "depth", "semantic", "caption")
+    held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth")
+    init_hint: ClassVar[str] = "give --init the export of prior-unet, or an SD 2.1 folder"
 
     def __init__(self, recipe: PrimeDepthRecipe, source: SampleSource, options: TaskOptions) -> None:
-        if options.init is None:
-            raise InputError(
-                "primedepth needs a prior", "give --init the export of prior-unet, or an SD 2.1 folder"
-            )
-        if options.batch_size:
-            recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
-        self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
-        self.batch_size = recipe.crops[0][2]
-        self.tokenizer = clip_tokenizer(
-            *read_vocabulary(component_folder(self.init, "tokenizer", "vocab.json"))
-        )
+        super().__init__(recipe, source, options)
         self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         set_group_norm_eps(self.vae, 1e-5)
-        from transformers import CLIPTextModel
-
-        self.text_encoder: Any = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
-        self.prediction_type = prediction_type_of(self.init)
-        self._held: dict[str, Tensor] | None = None
-
-    @classmethod
-    @override
-    def from_options(cls, options: TaskOptions) -> PrimeDepthTask:
-        recipe = preset(PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, recipe.world), options)
-
-    @override
-    def recipe(self) -> dict[str, Any]:
-        return {
-            "lr": self._recipe.lr,
-            "warmup": self._recipe.warmup,
-            "ema": self._recipe.ema,
-            "weight_decay": 1e-2,
-        }
 
     @override
     def build(self) -> nn.Module:
@@ -213,9 +175,7 @@ class PrimeDepthTask(Task):
         self.segmentation_head: Any = self._part("segmentation_head", PredictionHead) or self._new_head(
             CLASSES
         )
-        if self.options.checkpointing or (
-            self.options.checkpointing is None and self.options.preset.startswith("full")
-        ):
+        if self.options.recomputes:
             for module in (self.refiner, self.depth_head, self.segmentation_head):
                 module.enable_gradient_checkpointing()
         trained = {
@@ -253,37 +213,9 @@ class PrimeDepthTask(Task):
             groups += [{**group, "lr_scale": scale} for group in super().parameter_groups(unet)]
         return groups
 
-    @override
-    def batches(self) -> Batches:
-        recipe, seed = self._recipe, self.options.seed
-        members = [
-            Tokenised(
-                WorldBatches(
-                    self.source,
-                    count,
-                    (height, width),
-                    seed=seed + 7919 * i,
-                    fields=("image", "depth", "semantic", "caption"),
-                    scale=recipe.scale,
-                ),
-                self.tokenizer,
-                recipe.caption_dropout,
-                seed + i,
-            )
-            for i, (height, width, count) in enumerate(recipe.crops)
-        ]
-        return TurnTaking(members)
-
     def latents(self, images: Tensor) -> Tensor:
         """Scaled posterior means, without gradient."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
-
-    def context(self, tokens: Tensor) -> Tensor:
-        """Text states (B, 77, width), without gradient."""
-        with torch.no_grad():
-            return self.text_encoder(tokens).last_hidden_state
+        return self.encoded(images.contiguous(memory_format=torch.channels_last))
 
     def refined(self, latents: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
         """Input of the heads; noise of t = 1 is drawn anew."""
@@ -318,17 +250,6 @@ class PrimeDepthTask(Task):
             metrics["denoising"] = denoising.detach()
         return loss, metrics
 
-    def _held_out(self) -> dict[str, Tensor]:
-        if self._held is None:
-            height, width, _ = self._recipe.crops[0]
-            world = RenderedWorld(HELD_OUT_SEED, 96, (height, width))
-            crops = [
-                augmented_crop(world[i], (height, width), np.random.default_rng(i), ("image", "depth"))
-                for i in range(96)
-            ]
-            self._held = {name: torch.stack([c[name] for c in crops]) for name in ("image", "depth")}
-        return self._held
-
     def predict(self, images: Tensor) -> Tensor:
         """Inverse depth (B, h, w) under the empty caption, with the fixed noise that inference uses."""
         tokens = tokenise(self.tokenizer, [""] * len(images)).to(images.device)
@@ -338,7 +259,7 @@ class PrimeDepthTask(Task):
 
     @override
     def evaluate(self, step: int) -> dict[str, float]:
-        held = self._held_out()
+        held = self.held_out()
         errors = []
         for images, depth in zip(held["image"].split(16), held["depth"].split(16), strict=True):
             prediction = self.predict(images.to(self.device)).cpu()
@@ -348,7 +269,7 @@ class PrimeDepthTask(Task):
 
     @override
     def images(self, step: int) -> dict[str, Tensor]:
-        held = self._held_out()
+        held = self.held_out()
         images = held["image"][:8]
         prediction = self.predict(images.to(self.device)).cpu()
         target = inverse_depth(held["depth"][:8], sky="far")[0]

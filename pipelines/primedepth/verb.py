@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vision3d.errors import InputError
-from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
+from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
@@ -70,17 +69,11 @@ def depth(
         overwrite: compute again what is there.
     """
     from vision3d.backbone.loading import fingerprint
-    from vision3d.device import parse_bytes, resolve_device, resolve_dtype
-    from vision3d.io.files import check_writable
+    from vision3d.device import dtype_name
     from vision3d.pipelines.primedepth.options import DepthOptions
     from vision3d.weights import resolve
 
-    total = check_inputs(inputs, recursive=recursive)
-    check_writable(out)
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}", "give 1 or more")
-    if memory != "auto":
-        parse_bytes(memory)
+    total = check_run(inputs, out, recursive=recursive, batch_size=batch_size, memory=memory)
     options = DepthOptions(
         prompt=prompt,
         max_size=max_size,
@@ -89,7 +82,7 @@ def depth(
         segmentation=segmentation,
         second_opinion=None if ensemble is None else Path(ensemble).name,
         tile=tile,
-        dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
+        dtype=dtype_name(dtype, device),
     )
     options.check()
     # What the results will say of their origin is known before any network is loaded, so that a run with

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vision3d.errors import InputError
-from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
+from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
@@ -73,15 +73,11 @@ def scene(
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
-    from vision3d.device import parse_bytes, resolve_device, resolve_dtype
-    from vision3d.io.files import check_writable
+    from vision3d.device import dtype_name
     from vision3d.pipelines.scene.options import SceneOptions
     from vision3d.scene import FusionOptions
 
-    total = check_inputs(inputs, recursive=recursive)
-    check_writable(out)
-    if memory != "auto":
-        parse_bytes(memory)
+    total = check_run(inputs, out, recursive=recursive, memory=memory)
     if focal is not None and not focal > 0:
         raise InputError(f"focal length {focal}", "give a positive number of pixels")
     options = SceneOptions(
@@ -94,7 +90,7 @@ def scene(
         focal=focal,
         use_exif=use_exif,
         fusion=FusionOptions(max_size=fusion_size, depth_noise=depth_noise, normal_noise=normal_noise),
-        dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
+        dtype=dtype_name(dtype, device),
     )
     options.check()
     weights = {"primedepth": primedepth, "stablenormal": stablenormal, "dmcalib": dmcalib}

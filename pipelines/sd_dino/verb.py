@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -180,16 +181,16 @@ def match(
     return summary
 
 
-class Matcher:
+class Matcher(ABC):
     """Matches pairs; loads what it needs when the first one is asked for."""
 
+    @abstractmethod
     def fingerprint(self, photo: Photo) -> str:
         """Of the work on a pair, as far as it is known from the first image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, job: PairJob, first: Photo, second: Photo) -> Matches:
         """The matches of a pair."""
-        raise NotImplementedError
 
     def __enter__(self) -> Matcher:
         return self

@@ -11,7 +11,6 @@ Inside, vectors are in the published raw frame (x left, y up, z to the camera); 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vision3d.backbone import loading
 from vision3d.backbone.dino import Dino, load_dino
+from vision3d.backbone.residency import DiffusersResidency
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.sharing import share, shared_moments
 from vision3d.backbone.text import TextEncoder
 from vision3d.backbone.unet import denoise
 from vision3d.backbone.vae import decode, encode_moments
-from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
 from vision3d.geometry.normals import convert_normals
 from vision3d.geometry.tiling import Tiling
+from vision3d.memory import in_batches
 from vision3d.pipelines.stablenormal import checkpoint, imaging
 from vision3d.pipelines.stablenormal.network import (
     ControlNetVAEModel,
@@ -108,7 +109,7 @@ class Plan:
         return HeuristicSchedule.of(self.steps).draws if self.refine else 0
 
 
-class StableNormal(DiffusionPipeline):
+class StableNormal(DiffusersResidency, DiffusionPipeline):
     """Normals of photographs, in one step or refined.
 
     Args:
@@ -192,10 +193,7 @@ class StableNormal(DiffusionPipeline):
         )
         self.weights_name = "custom"
         self.weights_sha256: str | None = None
-        self._sequential = False
-        self._memory_budget: int | None = None
         self._prompts: dict[tuple[str, bool], Tensor] = {}
-        self._device = torch.device("cpu")
 
     # ------------------------------------------------------------------ loading
 
@@ -270,8 +268,8 @@ class StableNormal(DiffusionPipeline):
         pipeline = cls(**networks, **scalars)
         pipeline.weights_name, pipeline.weights_sha256 = origin.name, origin.sha256
         say(f"StableNormal weights: {origin.name}")
-        pipeline._memory_budget = None if memory == "auto" else parse_bytes(memory)
-        pipeline._place(place)
+        pipeline.place(place, memory, *pipeline._networks())
+        pipeline.load_unless_sequential(*pipeline._networks())
         return pipeline
 
     @property
@@ -283,41 +281,6 @@ class StableNormal(DiffusionPipeline):
         names = ("vae", "unet", "controlnet", "refine_vae", "refine_unet", "refine_controlnet")
         found = [getattr(self, n) for n in (*names, "dino_controlnet", "dino")]
         return list({id(network): network for network in found if network is not None}.values())
-
-    def _place(self, device: torch.device) -> None:
-        """Decides whether all networks stay resident, and loads them if so."""
-        needed = loading.parameter_bytes(*self._networks())
-        reserve = 3 << 29  # the interpreter, its libraries and activations
-        self._sequential = self._memory_budget is not None and self._memory_budget < needed + reserve
-        self._device = device
-        if not self._sequential:
-            for network in self._networks():
-                loading.load_weights(network, device)
-
-    @contextmanager
-    def _resident(self, *networks: nn.Module) -> Iterator[None]:
-        """Weights of these networks are on the device inside; released after, in sequential mode."""
-        for network in networks:
-            hook = getattr(network, "_hf_hook", None)
-            if hook is not None:
-                hook.pre_forward(network)
-            else:
-                loading.load_weights(network, self._device)
-        try:
-            yield
-        finally:
-            if self._sequential:
-                for network in networks:
-                    loading.release_weights(network)
-
-    def to(self, *args: Any, **kwargs: Any) -> StableNormal:
-        """Moves (and casts) every loaded network, as ``DiffusionPipeline.to`` does."""
-        for network in self.components.values():
-            if isinstance(network, nn.Module):
-                loading.load_weights(network)
-        super().to(*args, **kwargs)
-        self._device = self.unet.device
-        return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Writes one folder that holds everything: a subfolder per network, safetensors, ``model_index.json``."""
@@ -369,7 +332,7 @@ class StableNormal(DiffusionPipeline):
         vae = self.refine_vae if refine and self.refine_vae is not None else self.vae
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
-            with self._resident(vae):
+            with self.resident(vae):
                 return encode_moments(vae, batch)
 
         mean, _ = shared_moments(vae, (x + 1) / 2, encode=run)
@@ -379,7 +342,7 @@ class StableNormal(DiffusionPipeline):
     def decode(self, latents: Tensor, *, refine: bool = False) -> Tensor:
         """Vectors ``(B, 3, 8h, 8w)`` float32 in the raw frame, of no particular length."""
         vae = self.refine_vae if refine and self.refine_vae is not None else self.vae
-        with self._resident(vae):
+        with self.resident(vae):
             return decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor).float()
 
     @torch.no_grad()
@@ -388,7 +351,7 @@ class StableNormal(DiffusionPipeline):
     ) -> Residuals:
         """The image branch's tensors; they depend on image, timestep and text only."""
         branch = self.refine_controlnet if refine else self.controlnet
-        with self._resident(branch):
+        with self.resident(branch):
             return branch(image_latent, t, context.to(image_latent), scale)
 
     @torch.no_grad()
@@ -406,7 +369,7 @@ class StableNormal(DiffusionPipeline):
         """
         residuals = self.control(image_latent, t, context, scale)
         sample = image_latent if self.config.line == "v1" else noise.to(image_latent)
-        with self._resident(self.unet):
+        with self.resident(self.unet):
             return denoise(self.unet, sample, t, context.to(sample), residuals=residuals)
 
     @torch.no_grad()
@@ -418,9 +381,9 @@ class StableNormal(DiffusionPipeline):
         """
         if self.dino_controlnet is None or self.dino is None:
             raise WeightsError("these weights have no semantic branch", "use --semantic none")
-        with self._resident(self.dino):
+        with self.resident(self.dino):
             features = self.dino.features(dino_input(x, self.config.dino_side), norm=True).map
-        with self._resident(self.dino_controlnet):
+        with self.resident(self.dino_controlnet):
             embedded = match_latent(self.dino_controlnet.embed(features), size)
             return self.dino_controlnet.guide(embedded, context.to(embedded))
 
@@ -455,7 +418,7 @@ class StableNormal(DiffusionPipeline):
         for i, t in enumerate(schedule.timesteps):
             if t != current:  # equal timesteps follow each other, so the last tensors are all that is kept
                 residuals, current = self.control(image_latent, t, context, scale, refine=True), t
-            with self._resident(self.refine_unet):
+            with self.resident(self.refine_unet):
                 x0 = denoise(
                     self.refine_unet, sample, t, context.to(sample), residuals=residuals, injected=injected
                 )
@@ -481,7 +444,7 @@ class StableNormal(DiffusionPipeline):
         residuals = self.control(image_latent, RENOISE_AT, context, scale, refine=True)
         for i in range(steps):
             sample = add_noise(x0, draws.start.to(x0), RENOISE_AT)
-            with self._resident(self.refine_unet):
+            with self.resident(self.refine_unet):
                 x0 = denoise(
                     self.refine_unet,
                     sample,
@@ -754,29 +717,14 @@ class StableNormal(DiffusionPipeline):
     ) -> Iterator[NormalPrediction]:
         """Predictions one after the other, reading ``photos`` only as far as the next batch.
 
-        When memory runs out on a GPU, the batch is halved and tried again. ``extras`` are as for :meth:`predict`,
+        When memory runs out, batches get smaller; a line on screen says so. ``extras`` are as for :meth:`predict`,
         without ``masks``.
         """
-        batch: list[Photo] = []
-        for photo in photos:
-            batch.append(photo)
-            if len(batch) == batch_size:
-                yield from self._halving(batch, options, extras)
-                batch = []
-        if batch:
-            yield from self._halving(batch, options, extras)
 
-    def _halving(
-        self, batch: list[Photo], options: NormalOptions | None, extras: dict[str, Any]
-    ) -> list[NormalPrediction]:
-        try:
+        def process(batch: Sequence[Photo]) -> list[NormalPrediction]:
             return self.predict(batch, options, **extras)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            say(f"out of memory with {len(batch)} images at once; trying {len(batch) // 2}")
-            half = len(batch) // 2
-            return self._halving(batch[:half], options, extras) + self._halving(batch[half:], options, extras)
+
+        return in_batches(process, photos, batch_size, generator=extras.get("generator"))
 
     def __call__(
         self,

@@ -16,12 +16,12 @@ is there a DINO of that size: a small one is trained along, asked for the scene'
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -32,8 +32,7 @@ from vision3d.backbone.dino import Dino, DinoConfig, load_dino, normalise
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.text import load_text_tower
 from vision3d.backbone.unet import denoise
-from vision3d.backbone.vae import decode, encode_moments
-from vision3d.errors import InputError
+from vision3d.backbone.vae import decode
 from vision3d.pipelines.stablenormal.checkpoint import (
     SCALARS,
     image_branch_arguments,
@@ -52,23 +51,17 @@ from vision3d.pipelines.stablenormal.pipeline import embed_prompt
 from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
-    HELD_OUT_SEED,
-    RenderedWorld,
     SampleSource,
-    WorldBatches,
-    augmented_crop,
     describe_source,
-    open_source,
 )
+from vision3d.training.dense import DenseTask
 from vision3d.training.losses import segmentation_loss
 from vision3d.training.prior import (
-    TurnTaking,
     checksums,
     component_folder,
     load_module,
-    preset,
 )
-from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
+from vision3d.training.task import Batch, TaskOptions, noise
 
 CLASSES = 150
 """ADE20K classes that the mini's DINO is asked for while it is trained."""
@@ -178,7 +171,7 @@ PRESETS = {
 }
 
 
-class NormalsTask(Task):
+class NormalsTask(DenseTask):
     """What both stages share: data, frozen parts, losses in pixels, measurement.
 
     Args:
@@ -188,35 +181,16 @@ class NormalsTask(Task):
             ``tokenizer``) or an export of this method.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ("image", "normals")
-
-    def __init__(self, recipe: NormalsRecipe, source: SampleSource, options: TaskOptions) -> None:
-        if options.init is None:
-            raise InputError(f"{self.name} needs weights to start from", self.init_hint)
-        if options.batch_size:
-            recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
-        self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
-        self.batch_size = recipe.crops[0][2]
-        self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
-        self._held: dict[str, Tensor] | None = None
-        self._contexts: dict[str, Tensor] = {}
-
+    presets: ClassVar[dict[str, NormalsRecipe]] = PRESETS
+    fields: tuple[str, ...] = ("image", "normals")
+    held_out_fields: ClassVar[tuple[str, ...]] = ("image", "normals")
+    held_out_count: ClassVar[int] = HELD_OUT
     init_hint: ClassVar[str] = "give --init a folder with vae, unet, text_encoder and tokenizer"
 
-    @classmethod
-    @override
-    def from_options(cls, options: TaskOptions) -> NormalsTask:
-        recipe = preset(PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, recipe.world), options)
-
-    @override
-    def recipe(self) -> dict[str, Any]:
-        return {
-            "lr": self._recipe.lr,
-            "warmup": self._recipe.warmup,
-            "ema": self._recipe.ema,
-            "weight_decay": 1e-2,
-        }
+    def __init__(self, recipe: NormalsRecipe, source: SampleSource, options: TaskOptions) -> None:
+        super().__init__(recipe, source, options)
+        self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
+        self._contexts: dict[str, Tensor] = {}
 
     def context(self, prompt: str, width: int) -> Tensor:
         """Text states of a prompt ``(1, tokens, width)``, as inference has them; zeros in the prompt-free line."""
@@ -232,31 +206,9 @@ class NormalsTask(Task):
 
     def checkpoints(self, *networks: nn.Module) -> None:
         """Turns gradient checkpointing on where it is asked for or the sizes are the published ones."""
-        wanted = self.options.checkpointing
-        if wanted or (wanted is None and self.options.preset.startswith("full")):
+        if self.options.recomputes:
             for network in networks:
                 network.enable_gradient_checkpointing()  # type: ignore[operator]
-
-    @override
-    def batches(self) -> Batches:
-        recipe, seed = self._recipe, self.options.seed
-        members = [
-            WorldBatches(
-                self.source,
-                count,
-                (height, width),
-                seed=seed + 7919 * i,
-                fields=self.fields,
-                scale=recipe.scale,
-            )
-            for i, (height, width, count) in enumerate(recipe.crops)
-        ]
-        return TurnTaking(members)
-
-    def image_latents(self, images: Tensor) -> Tensor:
-        """Scaled posterior means of images in [0, 1], without gradient."""
-        with torch.no_grad():
-            return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
 
     def pixel_loss(self, latents: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of the decoded map, and its mean angular error in degrees, without gradient.
@@ -288,27 +240,33 @@ class NormalsTask(Task):
 
     def normals_latents(self, raw: Tensor) -> Tensor:
         """Latents of normal maps in the raw frame."""
-        return self.image_latents((raw + 1) / 2)
+        return self.encoded((raw + 1) / 2)
 
     def latent_error(self, prediction: Tensor, raw: Tensor, kept: Tensor) -> Tensor:
         """Mean squared error to the normal map's latent over the crops that count."""
         error = (prediction - self.normals_latents(raw)).square().mean((1, 2, 3))
         return (error * kept).sum() / kept.sum().clamp_min(1)
 
-    def _held_out(self) -> dict[str, Tensor]:
-        if self._held is None:
-            height, width, _ = self._recipe.crops[0]
-            world = RenderedWorld(HELD_OUT_SEED, HELD_OUT, (height, width))
-            crops = [
-                augmented_crop(world[i], (height, width), np.random.default_rng(i), ("image", "normals"))
-                for i in range(HELD_OUT)
-            ]
-            self._held = {name: torch.stack([c[name] for c in crops]) for name in ("image", "normals")}
-        return self._held
+    def errors(
+        self, prediction: Tensor, raw: Tensor, valid: Tensor, kept: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What both stages are judged by: the latent's squared error and the decoded map's angular error."""
+        recipe = self._recipe
+        loss = prediction.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        if recipe.latent_weight:
+            error = self.latent_error(prediction, raw, kept)
+            loss, metrics["latent"] = loss + recipe.latent_weight * error, error.detach()
+        if recipe.latent_decay:
+            loss = loss + recipe.latent_decay * prediction.square().mean()
+        if step % recipe.angular_every == 0:
+            pixels, metrics["angle"] = self.pixel_loss(prediction, raw, valid)
+            loss = loss + recipe.angular_weight * pixels
+        return loss, metrics
 
+    @abstractmethod
     def stages(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Final latents of each stage for images in [0, 1] of a size that is a multiple of 8."""
-        raise NotImplementedError
 
     def _predicted(self, images: Tensor) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -322,7 +280,7 @@ class NormalsTask(Task):
     @override
     def evaluate(self, step: int) -> dict[str, float]:
         """Mean angular errors in degrees, and that of the mean normal map of the same images."""
-        held = self._held_out()
+        held = self.held_out()
         raw, valid, _ = self.targets(held["normals"])
         mean = F.normalize((raw * valid[:, None]).sum(0, keepdim=True), dim=1)
         metrics = {"mean_map": _mean_angle(mean.expand_as(raw), raw, valid)}
@@ -333,7 +291,7 @@ class NormalsTask(Task):
 
     @override
     def images(self, step: int) -> dict[str, Tensor]:
-        held = self._held_out()
+        held = self.held_out()
         images, normals = held["image"][:8], held["normals"][:8]
         fields = self._predicted(images).values()
         rows = [images, *(_picture(f) for f in fields), _picture(self.targets(normals)[0])]
@@ -442,7 +400,7 @@ class YosoTask(NormalsTask):
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self._recipe
         images, raw, valid, kept = _whole_cells(batch["image"], *self.targets(batch["normals"]))
-        latents = self.image_latents(images)
+        latents = self.encoded(images)
         first = noise(latents.shape, generator, latents.device)
         second = noise(latents.shape, generator, latents.device)
         shrinks = recipe.shrinkage > 0 and recipe.line == "v0" and step % recipe.shrinkage_every == 0
@@ -451,24 +409,15 @@ class YosoTask(NormalsTask):
             prediction, other = both.chunk(2)
         else:
             prediction = self.predict(latents, first)
-        loss = prediction.new_zeros(())
-        metrics: dict[str, Tensor] = {}
-        if recipe.latent_weight:
-            error = self.latent_error(prediction, raw, kept)
-            loss, metrics["latent"] = loss + recipe.latent_weight * error, error.detach()
-        if recipe.latent_decay:
-            loss = loss + recipe.latent_decay * prediction.square().mean()
+        loss, metrics = self.errors(prediction, raw, valid, kept, step)
         if shrinks:
             spread = (prediction - other).square().mean()
             loss, metrics["spread"] = loss + recipe.shrinkage * spread, spread.detach()
-        if step % recipe.angular_every == 0:
-            pixels, metrics["angle"] = self.pixel_loss(prediction, raw, valid)
-            loss = loss + recipe.angular_weight * pixels
         return loss, metrics
 
     @override
     def stages(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        latents = self.image_latents(images)
+        latents = self.encoded(images)
         return {"one_step": self.predict(latents, noise(latents.shape, generator, latents.device))}
 
     @override
@@ -492,7 +441,7 @@ class RefineTask(NormalsTask):
         super().__init__(recipe, source, options)
         component_folder(self.init, "controlnet")
         if recipe.class_weight:
-            self.fields = ("image", "normals", "semantic")  # type: ignore[misc]
+            self.fields = ("image", "normals", "semantic")
 
     @override
     def build(self) -> nn.Module:
@@ -590,7 +539,7 @@ class RefineTask(NormalsTask):
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self._recipe
         images, raw, valid, kept = _whole_cells(batch["image"], *self.targets(batch["normals"]))
-        latents = self.image_latents(images)
+        latents = self.encoded(images)
         start = self.one_step(latents, noise(latents.shape, generator, latents.device))
         t = int(torch.randint(1, HeuristicSchedule.of(10).timesteps[0] + 1, (1,), generator=generator))
         clean = start
@@ -603,16 +552,7 @@ class RefineTask(NormalsTask):
         features = self.tokens(images)
         size = (latents.shape[-2], latents.shape[-1])
         prediction = self.refined(latents, sample, t, self.guidance(features, size))
-        loss = prediction.new_zeros(())
-        metrics: dict[str, Tensor] = {}
-        if recipe.latent_weight:
-            error = self.latent_error(prediction, raw, kept)
-            loss, metrics["latent"] = loss + recipe.latent_weight * error, error.detach()
-        if recipe.latent_decay:
-            loss = loss + recipe.latent_decay * prediction.square().mean()
-        if step % recipe.angular_every == 0:
-            pixels, metrics["angle"] = self.pixel_loss(prediction, raw, valid)
-            loss = loss + recipe.angular_weight * pixels
+        loss, metrics = self.errors(prediction, raw, valid, kept, step)
         if self.classifier is not None:
             logits = self.classifier(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             labels = F.interpolate(
@@ -625,7 +565,7 @@ class RefineTask(NormalsTask):
     @override
     def stages(self, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         recipe = self._recipe
-        latents = self.image_latents(images)
+        latents = self.encoded(images)
         first = noise(latents.shape, generator, latents.device)
         x0 = start = self.one_step(latents, first)
         injected = self.guidance(self.tokens(images), (latents.shape[-2], latents.shape[-1]))

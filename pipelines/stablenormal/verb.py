@@ -11,7 +11,7 @@ import tyro
 
 from vision3d.errors import InputError
 from vision3d.progress import say
-from vision3d.runs import Process, RunSummary, check_inputs, photo_refs, run_folder
+from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,16 +101,10 @@ def normals(
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
-    from vision3d.device import parse_bytes, resolve_device, resolve_dtype
-    from vision3d.io.files import check_writable
+    from vision3d.device import dtype_name
     from vision3d.pipelines.stablenormal.options import NormalOptions
 
-    total = check_inputs(inputs, recursive=recursive)
-    check_writable(out)
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size}", "give 1 or more")
-    if memory != "auto":
-        parse_bytes(memory)
+    total = check_run(inputs, out, recursive=recursive, batch_size=batch_size, memory=memory)
     if mode != "indoor" and matting is None and mask is None:
         say(f"mode {mode}: without --matting or --mask only transparent photographs are masked")
     if matting is not None and mode == "indoor":
@@ -135,7 +129,7 @@ def normals(
         seed=seed,
         mask=None if mask is None else mask_digest(mask),
         matting=None if matting is None else Path(matting).name,
-        dtype=str(resolve_dtype(dtype, resolve_device(device))).removeprefix("torch."),
+        dtype=dtype_name(dtype, device),
     )
     options.check()
     loader = Loader(

@@ -11,7 +11,7 @@ import torch
 from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth import training as primedepth
 from vision3d.pipelines.primedepth.training import PrimeDepthTask
-from vision3d.training import geometry_prior, prior
+from vision3d.training import dense, prior
 from vision3d.training.geometry_prior import GeometryPriorRecipe, GeometryPriorTask
 from vision3d.training.prior import PriorUnetTask, PriorVaeTask
 from vision3d.training.task import TaskOptions
@@ -33,7 +33,7 @@ QUICK = TrainerSettings(steps=2, device="cpu", log_every=1, warmup=1)
 @pytest.fixture(scope="module", autouse=True)
 def stand_in_world(world):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (prior, geometry_prior, primedepth):
+        for module in (prior, dense):
             patch.setattr(module, "RenderedWorld", lambda first_seed, count, size: _Endless(world))
         yield
 

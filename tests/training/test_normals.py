@@ -15,6 +15,7 @@ from vision3d.errors import InputError
 from vision3d.pipelines.stablenormal import StableNormal
 from vision3d.pipelines.stablenormal import training as module
 from vision3d.pipelines.stablenormal.training import MINI, RefineTask, YosoTask, image_branch_of
+from vision3d.training import dense
 from vision3d.training.task import TaskOptions
 from vision3d.training.trainer import Trainer, TrainerSettings
 from vision3d.weights import MINI as EMBEDDED
@@ -37,8 +38,8 @@ SETTINGS = TrainerSettings(steps=2, lr=1e-3, warmup=1, ema=0.0, device="cpu", lo
 @pytest.fixture(scope="module", autouse=True)
 def _small_held_out(world) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RenderedWorld", lambda seed, count, size: world)
-        patch.setattr(module, "HELD_OUT", 3)
+        patch.setattr(dense, "RenderedWorld", lambda seed, count, size: world)
+        patch.setattr(module.NormalsTask, "held_out_count", 3)
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
@@ -106,7 +107,7 @@ def test_shrinkage_pulls_two_noises_together(world) -> None:
     task = YosoTask(replace(TINY, shrinkage=1.0), world, TaskOptions(init=EMBEDDED / "primedepth"))
     task.build()
     _, metrics = task.loss(task.batches()[0], 0, torch.Generator().manual_seed(0))
-    latents = task.image_latents(task.batches()[0]["image"][..., :32, :40])
+    latents = task.encoded(task.batches()[0]["image"][..., :32, :40])
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(latents.shape, generator=generator) for _ in range(2))
     with torch.no_grad():
@@ -125,7 +126,7 @@ def test_the_published_losses_compare_latents(world) -> None:
     loss, _ = task.loss(batch, 0, torch.Generator().manual_seed(0))
     raw, _, _ = task.targets(batch["normals"])
     target = task.vae.encode(raw).latent_dist.mode() * task.vae.config.scaling_factor
-    latents = task.image_latents(batch["image"])
+    latents = task.encoded(batch["image"])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = (task.predict(latents, noise) - target).square().mean()

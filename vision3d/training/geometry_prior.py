@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,17 +26,11 @@ from typing_extensions import override
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
-from vision3d.errors import InputError
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
-    HELD_OUT_SEED,
-    RenderedWorld,
-    SampleSource,
-    WorldBatches,
-    augmented_crop,
     describe_source,
-    open_source,
 )
+from vision3d.training.dense import CaptionedTask
 from vision3d.training.losses import (
     affine_invariant_loss,
     inverse_depth,
@@ -45,20 +39,14 @@ from vision3d.training.losses import (
     relative_error,
 )
 from vision3d.training.prior import (
-    Tokenised,
-    TurnTaking,
     autoencoding_loss,
     checksums,
-    clip_tokenizer,
     component_folder,
     denoising_loss,
     load_module,
-    prediction_type_of,
-    preset,
-    read_vocabulary,
     tokenise,
 )
-from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
+from vision3d.training.task import Batch, noise
 
 TIMESTEP = 1
 CELL = 4
@@ -95,48 +83,27 @@ class GeometryPriorRecipe:
     caption_dropout: float = 0.9
     scale: tuple[float, float] = (0.7, 1.0)
     world: tuple[int, int] = (120, 160)
+    warmup: int = 200
+    ema: float = 0.998
 
 
 PRESETS = {"mini": GeometryPriorRecipe()}
 
 
-class GeometryPriorTask(Task):
+class GeometryPriorTask(CaptionedTask):
     """Autoencoder and UNet, taught depth and normals through a small read-out.
 
     Args:
         recipe: how to train.
         source: images with depth, normals and captions.
-        options: what the person set; ``init`` holds ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and may
-            hold a ``read_out`` to go on from.
+        options: what the person set; ``init`` holds ``vae``, ``unet``, ``text_encoder`` and ``tokenizer``.
     """
 
     name: ClassVar[str] = "prior-geometry"
-
-    def __init__(self, recipe: GeometryPriorRecipe, source: SampleSource, options: TaskOptions) -> None:
-        if options.init is None:
-            raise InputError("prior-geometry needs a prior", "give --init the export of prior-unet")
-        if options.batch_size:
-            recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
-        self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
-        self.batch_size = recipe.crops[0][2]
-        self.tokenizer = clip_tokenizer(
-            *read_vocabulary(component_folder(self.init, "tokenizer", "vocab.json"))
-        )
-        from transformers import CLIPTextModel
-
-        self.text_encoder: Any = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
-        self.prediction_type = prediction_type_of(self.init)
-        self._held: dict[str, Tensor] | None = None
-
-    @classmethod
-    @override
-    def from_options(cls, options: TaskOptions) -> GeometryPriorTask:
-        recipe = preset(PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, recipe.world), options)
-
-    @override
-    def recipe(self) -> dict[str, Any]:
-        return {"lr": self._recipe.lr, "warmup": 200, "ema": 0.998, "weight_decay": 1e-2}
+    presets: ClassVar[dict[str, GeometryPriorRecipe]] = PRESETS
+    fields = ("image", "depth", "normals", "caption")
+    held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth", "normals")
+    init_hint: ClassVar[str] = "give --init the export of prior-unet"
 
     @override
     def build(self) -> nn.Module:
@@ -158,32 +125,6 @@ class GeometryPriorTask(Task):
     @override
     def frozen(self) -> Iterable[nn.Module]:
         return (self.text_encoder,)
-
-    @override
-    def batches(self) -> Batches:
-        recipe, seed = self._recipe, self.options.seed
-        members = [
-            Tokenised(
-                WorldBatches(
-                    self.source,
-                    count,
-                    (height, width),
-                    seed=seed + 7919 * i,
-                    fields=("image", "depth", "normals", "caption"),
-                    scale=recipe.scale,
-                ),
-                self.tokenizer,
-                recipe.caption_dropout,
-                seed + i,
-            )
-            for i, (height, width, count) in enumerate(recipe.crops)
-        ]
-        return TurnTaking(members)
-
-    def context(self, tokens: Tensor) -> Tensor:
-        """Text states (B, 77, width), without gradient."""
-        with torch.no_grad():
-            return self.text_encoder(tokens).last_hidden_state
 
     def geometry(
         self,
@@ -226,17 +167,6 @@ class GeometryPriorTask(Task):
             metrics["reconstruction"] = own.detach()
         return loss, metrics
 
-    def _held_out(self) -> dict[str, Tensor]:
-        if self._held is None:
-            height, width, _ = self._recipe.crops[0]
-            world = RenderedWorld(HELD_OUT_SEED, 96, (height, width))
-            fields = ("image", "depth", "normals")
-            crops = [
-                augmented_crop(world[i], (height, width), np.random.default_rng(i), fields) for i in range(96)
-            ]
-            self._held = {name: torch.stack([c[name] for c in crops]) for name in fields}
-        return self._held
-
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`geometry`, under the empty caption and fixed noise."""
         tokens = tokenise(self.tokenizer, [""] * len(images)).to(images.device)
@@ -245,7 +175,7 @@ class GeometryPriorTask(Task):
 
     @override
     def evaluate(self, step: int) -> dict[str, float]:
-        held = self._held_out()
+        held = self.held_out()
         scores: dict[str, list[float]] = {"ssi": [], "relative": [], "angle": []}
         for i in range(0, 96, 16):
             images, depth, normals = (held[n][i : i + 16].to(self.device) for n in held)
@@ -261,7 +191,7 @@ class GeometryPriorTask(Task):
 
     @override
     def images(self, step: int) -> dict[str, Tensor]:
-        held = self._held_out()
+        held = self.held_out()
         images = held["image"][:8].to(self.device)
         prediction, normals = self.predict(images)
         low, high = prediction.flatten(1).quantile(0.02, 1), prediction.flatten(1).quantile(0.98, 1)

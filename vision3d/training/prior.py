@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -389,9 +389,7 @@ class PriorUnetTask(Task):
             self.text_encoder = load_module(CLIPTextModel, self.init / "text_encoder")
         else:
             self.text_encoder = self._new_text_encoder()
-        if self.options.checkpointing or (
-            self.options.checkpointing is None and self.options.preset == "full"
-        ):
+        if self.options.recomputes:
             self.unet.enable_gradient_checkpointing()
         trained: dict[str, nn.Module] = {"unet": self.unet}
         if self._recipe.train_text:
@@ -680,7 +678,7 @@ def component_folder(init: Path, component: str, file: str = "config.json") -> P
     return init / component
 
 
-def preset(presets: dict[str, Any], name: str, task: str) -> Any:
+def preset(presets: Mapping[str, Any], name: str, task: str) -> Any:
     """The recipe of a name. Raises InputError for an unknown one."""
     if name not in presets:
         raise InputError(f"{task} has no preset {name!r}", f"choose one of {', '.join(presets)}")

@@ -46,6 +46,11 @@ class TaskOptions:
     seed: int = 0
     checkpointing: bool | None = None
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed: as asked for, else at the published sizes ("full...")."""
+        return self.preset.startswith("full") if self.checkpointing is None else self.checkpointing
+
 
 class Task(ABC):
     """One training problem.

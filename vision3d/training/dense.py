@@ -1,0 +1,148 @@
+"""What tasks share that learn a map of a photograph through a Stable Diffusion prior.
+
+Crops of several shapes take turns, latents are posterior means, captions mostly empty; held-out crops are rendered
+once. A method adds its networks and its losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self, override
+
+from vision3d.backbone.vae import encode_moments
+from vision3d.errors import InputError
+from vision3d.training.data import (
+    HELD_OUT_SEED,
+    RenderedWorld,
+    SampleSource,
+    WorldBatches,
+    augmented_crop,
+    open_source,
+)
+from vision3d.training.prior import (
+    Tokenised,
+    TurnTaking,
+    clip_tokenizer,
+    component_folder,
+    load_module,
+    prediction_type_of,
+    preset,
+    read_vocabulary,
+)
+from vision3d.training.task import Batches, Task, TaskOptions
+
+
+class DenseTask(Task):
+    """A task over crops (height, width, images) that its recipe lists.
+
+    A recipe has ``crops``, ``scale``, ``world``, ``lr``, ``warmup`` and ``ema``.
+
+    Args:
+        recipe: sizes and training.
+        source: the samples.
+        options: what the person set; ``init`` is the folder to start from.
+
+    Raises:
+        InputError: no ``init``.
+    """
+
+    presets: ClassVar[Mapping[str, Any]]
+    fields: tuple[str, ...]
+    """What batches hold, see :class:`WorldBatches`."""
+    held_out_fields: ClassVar[tuple[str, ...]]
+    held_out_count: ClassVar[int] = 96
+    init_hint: ClassVar[str]
+
+    vae: Any
+
+    def __init__(self, recipe: Any, source: SampleSource, options: TaskOptions) -> None:
+        if options.init is None:
+            raise InputError(f"{self.name} needs weights to start from", self.init_hint)
+        if options.batch_size:
+            recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
+        self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
+        self.batch_size = recipe.crops[0][2]
+        self._held: dict[str, Tensor] | None = None
+
+    @classmethod
+    @override
+    def from_options(cls, options: TaskOptions) -> Self:
+        recipe = preset(cls.presets, options.preset, cls.name)
+        return cls(recipe, open_source(options.data, recipe.world), options)
+
+    @override
+    def recipe(self) -> dict[str, Any]:
+        return recipe_settings(self._recipe)
+
+    @override
+    def batches(self) -> Batches:
+        return TurnTaking([self.member(i, batches) for i, batches in enumerate(self._members())])
+
+    def _members(self) -> list[WorldBatches]:
+        return [
+            WorldBatches(
+                self.source,
+                count,
+                (height, width),
+                seed=self.options.seed + 7919 * i,
+                fields=self.fields,
+                scale=self._recipe.scale,
+            )
+            for i, (height, width, count) in enumerate(self._recipe.crops)
+        ]
+
+    def member(self, index: int, batches: WorldBatches) -> Batches:
+        """What is made of the batches of one shape before they take turns."""
+        return batches
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """Scaled posterior means of images in [0, 1], without gradient."""
+        with torch.no_grad():
+            return encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
+
+    def held_out(self) -> dict[str, Tensor]:
+        """Central, unaugmented crops of scenes that training never sees, stacked, on the CPU."""
+        if self._held is None:
+            size = self._recipe.crops[0][:2]
+            world = RenderedWorld(HELD_OUT_SEED, self.held_out_count, size)
+            fields = self.held_out_fields
+            crops = [
+                augmented_crop(world[i], size, np.random.default_rng(i), fields)
+                for i in range(self.held_out_count)
+            ]
+            self._held = {name: torch.stack([c[name] for c in crops]) for name in fields}
+        return self._held
+
+
+class CaptionedTask(DenseTask):
+    """A dense task whose networks see captions, of which its recipe drops the share ``caption_dropout``."""
+
+    def __init__(self, recipe: Any, source: SampleSource, options: TaskOptions) -> None:
+        super().__init__(recipe, source, options)
+        vocabulary = read_vocabulary(component_folder(self.init, "tokenizer", "vocab.json"))
+        self.tokenizer = clip_tokenizer(*vocabulary)
+        from transformers import CLIPTextModel
+
+        self.text_encoder: Any = load_module(CLIPTextModel, component_folder(self.init, "text_encoder"))
+        self.prediction_type = prediction_type_of(self.init)
+
+    @override
+    def member(self, index: int, batches: WorldBatches) -> Batches:
+        dropout = self._recipe.caption_dropout
+        return Tokenised(batches, self.tokenizer, dropout, self.options.seed + index)
+
+    def context(self, tokens: Tensor) -> Tensor:
+        """Text states (B, 77, width), without gradient."""
+        with torch.no_grad():
+            return self.text_encoder(tokens).last_hidden_state
+
+
+def recipe_settings(recipe: Any) -> dict[str, Any]:
+    """The trainer's settings of a recipe that names ``lr``, ``warmup`` and ``ema``."""
+    return {"lr": recipe.lr, "warmup": recipe.warmup, "ema": recipe.ema, "weight_decay": 1e-2}
