@@ -170,19 +170,25 @@ def test_bad_weights_stop_the_run_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_stops_the_run_and_is_one_line(tmp_path, monkeypatch, capsys):
-    saved = []
+def fill_the_disk(monkeypatch):
+    """The second result that is saved finds no room; returns the names of the folders tried so far."""
+    tried = []
     real = DepthPrediction.save
 
     def save(self, folder, formats=(), **options):
-        saved.append(self.photo.name)
-        if len(saved) == 2:
+        tried.append(folder.name)
+        if len(tried) == 2:
             raise OutputError("the disk is full", "free some space") from OSError(
                 28, "No space left on device"
             )
         return real(self, folder, formats, **options)
 
     monkeypatch.setattr(DepthPrediction, "save", save)
+    return tried
+
+
+def test_a_full_disk_stops_the_run_and_is_one_line(tmp_path, monkeypatch, capsys):
+    saved = fill_the_disk(monkeypatch)
     for name in "abc":
         photograph(tmp_path / "in" / f"{name}.png")
     with pytest.raises(
@@ -199,18 +205,7 @@ def test_a_full_disk_stops_the_run_and_is_one_line(tmp_path, monkeypatch, capsys
 def test_a_full_disk_stops_a_run_over_pairs_in_the_same_way(tmp_path, monkeypatch, capsys):
     from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
 
-    tried = []
-    real = DepthPrediction.save
-
-    def save(self, folder, formats=(), **options):
-        tried.append(folder.name)
-        if len(tried) == 2:
-            raise OutputError("the disk is full", "free some space") from OSError(
-                28, "No space left on device"
-            )
-        return real(self, folder, formats, **options)
-
-    monkeypatch.setattr(DepthPrediction, "save", save)
+    tried = fill_the_disk(monkeypatch)
     for name in "abc":
         photograph(tmp_path / "in" / f"{name}.png")
     images = Images([str(tmp_path / "in")])

@@ -145,6 +145,12 @@ class Prediction(ABC):
     def preview(self) -> Image.Image:
         """A picture that a person can judge the result by."""
 
+    @property
+    def intrinsics(self) -> Intrinsics:
+        """The camera, of a result that always has one."""
+        assert self.camera is not None
+        return self.camera
+
     def resolved_camera(self) -> tuple[Intrinsics, str]:
         """The camera for geometry and where it comes from: the result, EXIF, or an assumed angle of view."""
         height, width = self.size

@@ -529,12 +529,6 @@ class CameraPrediction(Prediction):
             )
 
     @property
-    def intrinsics(self) -> Intrinsics:
-        """The camera."""
-        assert self.camera is not None
-        return self.camera
-
-    @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the photograph."""
         return self.intrinsics.height, self.intrinsics.width

@@ -278,12 +278,6 @@ class ScenePrediction(Prediction):
     # ------------------------------------------------------------------ using
 
     @property
-    def intrinsics(self) -> Intrinsics:
-        """The camera."""
-        assert self.camera is not None
-        return self.camera
-
-    @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.fused.shape[0], self.fused.shape[1]

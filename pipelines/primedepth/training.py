@@ -30,7 +30,7 @@ from vision3d.training.data import (
     SampleSource,
     describe_source,
 )
-from vision3d.training.dense import CaptionedTask
+from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
     inverse_depth,
@@ -273,12 +273,7 @@ class PrimeDepthTask(CaptionedTask):
         images = held["image"][:8]
         prediction = self.predict(images.to(self.device)).cpu()
         target = inverse_depth(held["depth"][:8], sky="far")[0]
-        maps = []
-        for stack in (prediction, target):
-            low, high = stack.flatten(1).quantile(0.02, 1), stack.flatten(1).quantile(0.98, 1)
-            shown = (stack - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
-            maps.append(shown.clamp(0, 1)[:, None].expand(-1, 3, -1, -1))
-        return {"depth": torch.cat([images, *maps])}
+        return {"depth": torch.cat([images, depth_picture(prediction), depth_picture(target)])}
 
     @override
     def export(self, folder: Path) -> None:

@@ -27,7 +27,7 @@ from vision3d.backbone import loading
 from vision3d.backbone.backbone import Backbone, fixed_noise
 from vision3d.backbone.dino import Dino, log_bins
 from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha256
-from vision3d.backbone.sharing import identity
+from vision3d.backbone.sharing import has_file, identity
 from vision3d.errors import InputError, ResourceError, WeightsError
 from vision3d.io.photo import Photo, load_photo
 from vision3d.matches import Matches
@@ -289,7 +289,7 @@ class SDDino:
         self, key: FeatureKey, compute: Callable[[], Mapping[str, Tensor]], networks: Sequence[Any]
     ) -> dict[str, Tensor]:
         """Features from the cache, if all networks can be told by their files; else nothing is kept."""
-        if self.cache is None or any(not _has_file(network) for network in networks):
+        if self.cache is None or any(not has_file(network) for network in networks):
             return {name: value.float().cpu() for name, value in compute().items()}
         return self.cache.get_or_compute(key, compute)
 
@@ -317,7 +317,7 @@ class SDDino:
         if self.captioner is not None and kind != "empty":
             parts.append(loading.tensor_checksum(self.captioner.state_dict()))
             parts.append(
-                identity(self.clip) if self.clip is not None and _has_file(self.clip) else f"{id(self.clip)}"
+                identity(self.clip) if self.clip is not None and has_file(self.clip) else f"{id(self.clip)}"
             )
         return hashlib.sha256("|".join(parts).encode()).hexdigest(), states, kind == "implicit"
 
@@ -790,11 +790,6 @@ def _checked_points(points: Any, size: tuple[int, int]) -> np.ndarray:
             f"point ({x:g}, {y:g}) lies outside the image of {width}×{height}", "give pixels of it"
         )
     return array
-
-
-def _has_file(network: Any) -> bool:
-    source = getattr(network, "_weight_source", None)
-    return source is not None and source.path.is_file()
 
 
 def _pulled_or_path(source: str | Path) -> Path:

@@ -239,3 +239,26 @@ def test_an_encoder_that_fails_leaves_nothing_behind():
     with pytest.raises(RuntimeError, match="no memory"):
         cache.get_or_compute(key, lambda: (_ for _ in ()).throw(RuntimeError("no memory")))
     assert cache.get_or_compute(key, lambda: torch.ones(1)).item() == 1
+
+
+def test_features_are_kept_on_disk_only_for_networks_that_a_later_process_can_tell(tmp_path):
+    from dataclasses import replace
+
+    from vision3d.backbone import Backbone
+    from vision3d.backbone.stable_diffusion import load_stable_diffusion
+    from vision3d.weights import MINI
+
+    loaded = load_stable_diffusion(MINI / "primedepth", dtype=torch.float32)
+    cache = FeatureCache(tmp_path / "cache")
+    told = Backbone(loaded, device="cpu", feature_cache=cache)
+    latents, context = torch.randn(1, 16, 8, 8), torch.randn(1, 77, 64)
+    kept = told.features(latents, 100, context, taps=("s3",), image_key="a")
+    files = len(list((tmp_path / "cache").rglob("*.*")))
+    assert files > 0
+    again = told.features(latents, 100, context, taps=("s3",), image_key="a")
+    assert torch.equal(kept["s3"].tensor, again["s3"].tensor)
+
+    nameless = type(loaded.unet)(**dict(loaded.unet.config)).eval()
+    untold = Backbone(replace(loaded, unet=nameless), device="cpu", feature_cache=cache)
+    untold.features(latents, 100, context, taps=("s3",), image_key="a")
+    assert len(list((tmp_path / "cache").rglob("*.*"))) == files

@@ -132,31 +132,9 @@ def test_tss_is_read_both_ways_at_a_common_size(tmp_path: Path) -> None:
         TSS(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from vision3d.backbone.dino import Dino, DinoConfig
-    from vision3d.pipelines.sd_dino.options import SDDinoConfig
-    from vision3d.pipelines.sd_dino.pipeline import save_dino
-    from vision3d.weights import MINI
-
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    network = Dino(DinoConfig(48, 2, 3, 8, 12, 96, layer_scale=False, mask_token=False))
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.trunc_normal_(parameter, std=0.05)
-    save_dino(network, folder / "dino")
-    dims = {"s5": 16, "s4": 16, "s3": 16}
-    config = SDDinoConfig(sd_size=128, tile=None, dino_size=96, dino_layer=1, dims=dims)
-    config.save(folder, sd=str(MINI / "primedepth"), dino="dino")
-    return folder
-
-
 @pytest.mark.parametrize("published", [False, True])
 def test_an_image_against_itself_scores_within_a_cell(
-    tmp_path: Path, weights: Path, published: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sd_dino_folder: Path, published: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third pair is an image and itself: every keypoint falls into its own cell of 70 canvas pixels."""
     from vision3d.evaluation.match_benchmark import evaluate_keypoints
@@ -164,7 +142,7 @@ def test_an_image_against_itself_scores_within_a_cell(
 
     reader = SPair71k(spair(tmp_path))
     reader.pairs = [reader[2]]
-    pipeline = SDDino.from_pretrained(weights, cache=False)
+    pipeline = SDDino.from_pretrained(sd_dino_folder, cache=False)
     report = evaluate_keypoints(pipeline, reader, tmp_path / "out", published=published)
     assert report.scores["per_point_image"]["all_pairs"][0] == 1.0
     stored = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -173,12 +151,12 @@ def test_an_image_against_itself_scores_within_a_cell(
 
 
 def test_evaluating_from_the_command_line(
-    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sd_dino_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vision3d.cli import main
 
     monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
-    common = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--json"]
+    common = ["--weights", str(sd_dino_folder), "--out", str(tmp_path / "out"), "--json"]
 
     def scores(*words: object) -> dict:
         assert main(["evaluate", "match", *map(str, words), *common]) == 0

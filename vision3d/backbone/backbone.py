@@ -20,7 +20,7 @@ from vision3d.backbone import loading
 from vision3d.backbone.dino import Dino, Facet, GridTokens, load_dino
 from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha256
 from vision3d.backbone.schedule import PredictionType, add_noise, to_x0
-from vision3d.backbone.sharing import identity, share, shared_moments
+from vision3d.backbone.sharing import has_file, identity, share, shared_moments
 from vision3d.backbone.stable_diffusion import StableDiffusion, load_stable_diffusion
 from vision3d.backbone.text import Layer, TextEncoder
 from vision3d.backbone.unet import denoise, read_taps
@@ -278,7 +278,8 @@ class Backbone:
                     total[name] = value if name not in total else total[name] + value
             return {name: value / ensemble for name, value in total.items()}
 
-        cacheable = self.feature_cache is not None and image_key is not None and isinstance(noise, str)
+        # On disk only what a later process can tell: a network without a file is nobody there.
+        cacheable = isinstance(noise, str) and has_file(unet)
         if cacheable and self.feature_cache is not None and image_key is not None:
             key = FeatureKey(
                 image=image_key,

@@ -10,7 +10,7 @@ import itertools
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -29,6 +29,12 @@ ENCODER = ("encoder", "quant_conv")
 """The parts of an autoencoder that latents depend on."""
 
 
+def has_file(network: Any) -> bool:
+    """Whether a network is told by its file, in this process and in later ones."""
+    source = getattr(network, "_weight_source", None)
+    return source is not None and source.path.is_file()
+
+
 def identity(network: nn.Module, parts: tuple[str, ...] = ()) -> str:
     """What a network computes, as text: class, weights' checksum, norms' epsilon, dtype.
 
@@ -38,13 +44,12 @@ def identity(network: nn.Module, parts: tuple[str, ...] = ()) -> str:
         network: any.
         parts: submodules that matter; by default all.
     """
-    source = getattr(network, "_weight_source", None)
-    if source is None or not source.path.is_file():
+    if not has_file(network):
         if network not in _NUMBERS:
             _NUMBERS[network] = next(_COUNT)
         weights = f"object {_NUMBERS[network]}"
     else:
-        weights = source.checksum(parts)
+        weights = network._weight_source.checksum(parts)  # type: ignore[operator, union-attr]
     epsilons = sorted({layer.eps for layer in network.modules() if isinstance(layer, nn.GroupNorm)})
     dtype = next((p.dtype for p in network.parameters()), None)
     return f"{type(network).__name__}|{weights}|{epsilons}|{dtype}"

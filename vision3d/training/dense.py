@@ -146,3 +146,12 @@ class CaptionedTask(DenseTask):
 def recipe_settings(recipe: Any) -> dict[str, Any]:
     """The trainer's settings of a recipe that names ``lr``, ``warmup`` and ``ema``."""
     return {"lr": recipe.lr, "warmup": recipe.warmup, "ema": recipe.ema, "weight_decay": 1e-2}
+
+
+def depth_picture(
+    depth: Tensor,  # (B, H, W), any space
+) -> Tensor:  # (B, 3, H, W) in [0, 1]
+    """Maps as grey pictures, each spread between its 2nd and 98th percentile."""
+    low, high = depth.flatten(1).quantile(0.02, 1), depth.flatten(1).quantile(0.98, 1)
+    spread = (depth - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
+    return spread.clamp(0, 1)[:, None].expand(-1, 3, -1, -1)

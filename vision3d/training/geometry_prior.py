@@ -30,7 +30,7 @@ from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
     describe_source,
 )
-from vision3d.training.dense import CaptionedTask
+from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
     inverse_depth,
@@ -194,9 +194,7 @@ class GeometryPriorTask(CaptionedTask):
         held = self.held_out()
         images = held["image"][:8].to(self.device)
         prediction, normals = self.predict(images)
-        low, high = prediction.flatten(1).quantile(0.02, 1), prediction.flatten(1).quantile(0.98, 1)
-        depth = (prediction - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
-        pictures = [depth[:, None].expand(-1, 3, -1, -1), normal_picture(F.normalize(normals, dim=1))]
+        pictures = [depth_picture(prediction), normal_picture(F.normalize(normals, dim=1))]
         pictures = [F.interpolate(p.clamp(0, 1), size=images.shape[-2:]) for p in pictures]
         latents = encode_moments(self.vae, images)[0]
         decoded = (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
