@@ -72,6 +72,7 @@ class PrimeDepthRecipe:
         caption_dropout: share of captions replaced by "".
         sky: ``mask`` leaves sky out of the depth loss; ``far`` teaches inverse depth 0 there.
         scale: smallest and largest crop relative to the sample.
+        photometric: share of images that are strongly augmented.
         max_size: longest side at which photographs are processed with these weights.
         world: (height, width) of scenes that are rendered when there is no cache.
     """
@@ -95,6 +96,7 @@ class PrimeDepthRecipe:
     caption_dropout: float = 0.1
     sky: str = "mask"
     scale: tuple[float, float] = (0.6, 1.0)
+    photometric: float = 0.8
     max_size: int = 1024
     world: tuple[int, int] = (480, 640)
     warmup: int = 1000
@@ -120,6 +122,7 @@ MINI = PrimeDepthRecipe(
     caption_dropout=0.9,
     sky="far",
     scale=(0.7, 1.0),
+    photometric=0.6,
     max_size=96,
     world=(120, 160),
     warmup=200,

@@ -98,6 +98,7 @@ class NormalsRecipe:
         embedding: widths inside the semantic branch's embedding.
         class_weight: of the classes that the new DINO is asked for.
         scale: smallest and largest crop relative to the sample.
+        photometric: share of images that are strongly augmented.
         resolution, processing_resolution: what the weights recommend at inference.
         world: (height, width) of scenes that are rendered when there is no cache.
     """
@@ -124,6 +125,7 @@ class NormalsRecipe:
     embedding: tuple[int, ...] = (512,)
     class_weight: float = 0.0
     scale: tuple[float, float] = (0.6, 1.0)
+    photometric: float = 0.8
     resolution: int = 1024
     processing_resolution: int = 768
     world: tuple[int, int] = (480, 640)
@@ -150,6 +152,7 @@ MINI = NormalsRecipe(
     embedding=(48,),
     class_weight=0.1,
     scale=(0.8, 1.0),
+    photometric=0.6,
     resolution=0,
     processing_resolution=96,
     world=(120, 160),

@@ -41,7 +41,7 @@ from vision3d.training.task import Batches, Task, TaskOptions
 class DenseTask(Task):
     """A task over crops (height, width, images) that its recipe lists.
 
-    A recipe has ``crops``, ``scale``, ``world``, ``lr``, ``warmup`` and ``ema``.
+    A recipe has ``crops``, ``scale``, ``photometric``, ``world``, ``lr``, ``warmup`` and ``ema``.
 
     Args:
         recipe: sizes and training.
@@ -93,6 +93,7 @@ class DenseTask(Task):
                 seed=self.options.seed + 7919 * i,
                 fields=self.fields,
                 scale=self._recipe.scale,
+                photometric=self._recipe.photometric,
             )
             for i, (height, width, count) in enumerate(self._recipe.crops)
         ]

@@ -67,6 +67,7 @@ class GeometryPriorRecipe:
         denoising_weight, denoising_every: of the UNet's own loss.
         caption_dropout: share of captions replaced by "".
         scale: smallest and largest crop relative to the sample.
+        photometric: share of images that are strongly augmented; milder than later stages, to learn faster.
         world: (height, width) of scenes that are rendered when there is no cache.
     """
 
@@ -76,12 +77,13 @@ class GeometryPriorRecipe:
     relative_weight: float = 1.0
     normal_weight: float = 2.0
     reconstruction_weight: float = 2.0
-    reconstruction_every: int = 8
+    reconstruction_every: int = 16
     kl_weight: float = 5e-4
     denoising_weight: float = 0.2
-    denoising_every: int = 8
+    denoising_every: int = 16
     caption_dropout: float = 0.9
     scale: tuple[float, float] = (0.7, 1.0)
+    photometric: float = 0.5
     world: tuple[int, int] = (120, 160)
     warmup: int = 200
     ema: float = 0.998
