@@ -82,6 +82,8 @@ def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, 
     # one batch of ramps is learned by heart
     assert history[-1]["ssi"] < 0.5 * history[0]["ssi"]
     assert history[-1]["normals"] < 0.2 * history[0]["normals"]
+    assert history[-1]["rays"] < 0.5 * history[0]["rays"]
+    assert history[-1]["metric"] < 0.5 * history[0]["metric"]
     assert history[-1]["reconstruction"] < 0.9 * history[0]["reconstruction"]
 
 

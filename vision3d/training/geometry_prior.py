@@ -3,18 +3,18 @@
 What makes Stable Diffusion a prior for geometry is that it has seen billions of photographs. A network of a few
 million parameters, trained for an hour on a procedural world, learns no such thing by denoising alone. This stage
 teaches it directly: autoencoder and UNet are tuned together, at the almost noise-free step that the dense methods
-read, so that a few convolutions on the UNet's last decoder features give inverse depth and normals; the
-reconstruction and denoising losses stay in the sum, so that the result is still an autoencoder and a denoiser of
-the ordinary Stable Diffusion layout. The published prior needs none of this.
+read, so that a few convolutions on the UNet's last decoder features give inverse depth, normals, the direction of
+every pixel's ray and metric depth; the reconstruction and denoising losses stay in the sum, so that the result is
+still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. The published prior needs none of this.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class GeometryPriorRecipe:
         gradient_weight: of gradient matching, beside the scale-and-shift-invariant L1 loss of inverse depth.
         relative_weight: of the relative error of inverse depth after a least-squares fit.
         normal_weight: of the cosine loss of normals.
+        ray_weight: of the L1 error of every ray's azimuth and elevation in radians, which tell the camera.
+        metric_weight: of the L1 error of the logarithm of depth in metres.
         reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss.
         denoising_weight, denoising_every: of the UNet's own loss.
         caption_dropout: share of captions replaced by "".
@@ -76,6 +78,8 @@ class GeometryPriorRecipe:
     gradient_weight: float = 0.25
     relative_weight: float = 1.0
     normal_weight: float = 2.0
+    ray_weight: float = 1.0
+    metric_weight: float = 0.2
     reconstruction_weight: float = 2.0
     reconstruction_every: int = 16
     kl_weight: float = 5e-4
@@ -92,19 +96,32 @@ class GeometryPriorRecipe:
 PRESETS = {"mini": GeometryPriorRecipe()}
 
 
+class Geometry(NamedTuple):
+    """What the read-out tells of a batch of photographs."""
+
+    inverse: Tensor
+    """(B, H, W), inverse depth up to scale and shift."""
+    normals: Tensor
+    """(B, 3, H, W), OpenCV camera frame, of any length."""
+    rays: Tensor
+    """(B, 2, H, W), azimuth and elevation, see :func:`ray_angles`."""
+    log_depth: Tensor
+    """(B, H, W), logarithm of depth in metres."""
+
+
 class GeometryPriorTask(CaptionedTask):
-    """Autoencoder and UNet, taught depth and normals through a small read-out.
+    """Autoencoder and UNet, taught depth, normals and cameras through a small read-out.
 
     Args:
         recipe: how to train.
-        source: images with depth, normals and captions.
+        source: images with depth, normals, intrinsics and captions.
         options: what the person set; ``init`` holds ``vae``, ``unet``, ``text_encoder`` and ``tokenizer``.
     """
 
     name: ClassVar[str] = "prior-geometry"
     presets: ClassVar[dict[str, GeometryPriorRecipe]] = PRESETS
-    fields = ("image", "depth", "normals", "caption")
-    held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth", "normals")
+    fields = ("image", "depth", "normals", "K", "caption")
+    held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth", "normals", "K")
     init_hint: ClassVar[str] = "give --init the export of prior-unet"
 
     @override
@@ -118,7 +135,7 @@ class GeometryPriorTask(CaptionedTask):
             nn.SiLU(),
             nn.Conv2d(width, 96, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(96, 4 * CELL**2, 3, padding=1),
+            nn.Conv2d(96, 7 * CELL**2, 3, padding=1),
             nn.PixelShuffle(CELL),
         )
         model = nn.ModuleDict({"vae": self.vae, "unet": self.unet, "read_out": self.read_out})
@@ -133,13 +150,13 @@ class GeometryPriorTask(CaptionedTask):
         latents: Tensor,  # (B, C, h, w), scaled
         context: Tensor,  # (B, 77, width)
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """Inverse depth (B, 4h, 4w) and normals (B, 3, 4h, 4w), as the UNet's last decoder features give them."""
+    ) -> Geometry:
+        """What the UNet's last decoder features tell, at 4h × 4w."""
         noisy = add_noise(latents, noise(latents.shape, generator, latents.device), TIMESTEP)
         last = f"u{len(self.unet.up_blocks) - 1}a{len(self.unet.up_blocks[-1].resnets) - 1}"
         features = next(tap.tensor for tap in walk(self.unet, noisy, TIMESTEP, context) if tap.name == last)
         maps = self.read_out(features).float()
-        return maps[:, 0], maps[:, 1:]
+        return Geometry(maps[:, 0], maps[:, 1:4], maps[:, 4:6], maps[:, 6])
 
     @override
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -148,14 +165,19 @@ class GeometryPriorTask(CaptionedTask):
         mean, logvar = encode_moments(self.vae, images)
         latents = mean * self.vae.config.scaling_factor
         context = self.context(batch["tokens"])
-        prediction, normals = self.geometry(latents, context, generator)
+        told = self.geometry(latents, context, generator)
+        prediction = told.inverse
         inverse, valid = inverse_depth(batch["depth"], sky="far")
         inverse, valid = _at_cells(inverse, prediction), _at_cells(valid, prediction)
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
         relative = relative_error(prediction, inverse, valid)
-        angular = normal_loss(normals, _at_cells(batch["normals"], prediction))
+        angular = normal_loss(told.normals, _at_cells(batch["normals"], prediction))
+        rays = (told.rays - _at_cells(ray_angles(batch["K"], images.shape[-2:]), prediction)).abs().mean()
+        metric = _log_error(told.log_depth, _at_cells(batch["depth"], prediction))
         loss = loss + recipe.relative_weight * relative + recipe.normal_weight * angular
+        loss = loss + recipe.ray_weight * rays + recipe.metric_weight * metric
         metrics |= {"relative": relative.detach(), "normals": angular.detach()}
+        metrics |= {"rays": rays.detach(), "metric": metric.detach()}
         if recipe.denoising_weight and step % recipe.denoising_every == 0:
             # the autoencoder must not learn latents that are easy to denoise
             clean = latents.detach()
@@ -169,7 +191,7 @@ class GeometryPriorTask(CaptionedTask):
             metrics["reconstruction"] = own.detach()
         return loss, metrics
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor) -> Geometry:
         """As :meth:`geometry`, under the empty caption and fixed noise."""
         tokens = tokenise(self.tokenizer, [""] * len(images)).to(images.device)
         latents = encode_moments(self.vae, images)[0] * self.vae.config.scaling_factor
@@ -178,25 +200,30 @@ class GeometryPriorTask(CaptionedTask):
     @override
     def evaluate(self, step: int) -> dict[str, float]:
         held = self.held_out()
-        scores: dict[str, list[float]] = {"ssi": [], "relative": [], "angle": []}
+        names = ("ssi", "relative", "angle", "ray_angle", "log_depth")
+        scores: dict[str, list[float]] = {name: [] for name in names}
         for i in range(0, 96, 16):
-            images, depth, normals = (held[n][i : i + 16].to(self.device) for n in held)
-            prediction, predicted = self.predict(images)
+            images, depth, normals, K = (held[n][i : i + 16].to(self.device) for n in self.held_out_fields)
+            told = self.predict(images)
+            prediction = told.inverse
             inverse, valid = (_at_cells(x, prediction) for x in inverse_depth(depth, sky="far"))
             normals = _at_cells(normals, prediction)
             scores["ssi"].append(float(affine_invariant_loss(prediction, inverse, valid)[1]["ssi"]))
             scores["relative"].append(float(relative_error(prediction, inverse, valid)))
-            cosine = F.cosine_similarity(predicted, normals, dim=1).clamp(-1, 1)
+            cosine = F.cosine_similarity(told.normals, normals, dim=1).clamp(-1, 1)
             known = normals.square().sum(1) > 0.25
             scores["angle"].append(float(torch.rad2deg(torch.arccos(cosine[known])).mean()))
+            rays = _at_cells(ray_angles(K, images.shape[-2:]), prediction)
+            scores["ray_angle"].append(float(torch.rad2deg((told.rays - rays).abs()).mean()))
+            scores["log_depth"].append(float(_log_error(told.log_depth, _at_cells(depth, prediction))))
         return {name: float(np.mean(values)) for name, values in scores.items()}
 
     @override
     def images(self, step: int) -> dict[str, Tensor]:
         held = self.held_out()
         images = held["image"][:8].to(self.device)
-        prediction, normals = self.predict(images)
-        pictures = [depth_picture(prediction), normal_picture(F.normalize(normals, dim=1))]
+        told = self.predict(images)
+        pictures = [depth_picture(told.inverse), normal_picture(F.normalize(told.normals, dim=1))]
         pictures = [F.interpolate(p.clamp(0, 1), size=images.shape[-2:]) for p in pictures]
         latents = encode_moments(self.vae, images)[0]
         decoded = (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
@@ -217,6 +244,30 @@ class GeometryPriorTask(CaptionedTask):
             "data": describe_source(self.source),
             "init": checksums(self.init, ("vae", "unet", "text_encoder")),
         }
+
+
+def ray_angles(
+    K: Tensor,  # (B, 3, 3), pixels
+    size: Sequence[int],  # (height, width)
+) -> Tensor:  # (B, 2, H, W), radians
+    """Azimuth to the right and elevation downwards of the ray through every pixel's centre."""
+    height, width = size
+    u = torch.arange(width, device=K.device) + 0.5
+    v = torch.arange(height, device=K.device)[:, None] + 0.5
+    x = (u - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]
+    y = (v - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
+    x, y = torch.broadcast_tensors(x, y)
+    return torch.stack([torch.atan(x), torch.atan2(y, (1 + x.square()).sqrt())], dim=1)
+
+
+def _log_error(
+    log_depth: Tensor,  # (B, H, W)
+    depth: Tensor,  # (B, H, W), metres, inf for sky
+) -> Tensor:
+    """Mean distance of the logarithm of depth over pixels that have a depth."""
+    known = torch.isfinite(depth) & (depth > 1e-3)
+    error = (log_depth - torch.where(known, depth, torch.ones_like(depth)).log()).abs() * known
+    return error.sum() / known.sum().clamp_min(1)
 
 
 def _at_cells(values: Tensor, prediction: Tensor) -> Tensor:
