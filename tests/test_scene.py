@@ -115,6 +115,7 @@ def test_all_files_are_there_and_say_what_they_are(scene: ScenePrediction, tmp_p
         *(
             "metric_depth.npy",
             "normals.npy",
+            "normals.png",
             "fused_depth.npy",
             "relative_depth.npy",
             "camera.json",

@@ -134,8 +134,8 @@ class ResultFolder:
 
     @cached_property
     def mesh(self) -> list[TriangleMesh]:
-        """The parts of ``mesh.glb``; none if the result has no mesh."""
-        path = self.file("mesh.glb")
+        """The parts of ``mesh.glb`` or ``scene.glb``; none if the result has no mesh."""
+        path = self.file("mesh.glb") or self.file("scene.glb")
         layers = read_layers(path) if path is not None else []
         return [part for layer in layers if isinstance(layer, MeshLayer) for part in layer.parts]
 
@@ -150,7 +150,7 @@ class ResultFolder:
     def photo(self) -> np.ndarray | None:
         """(h, w, 3) uint8 of the photograph as far as the result holds it, or None.
 
-        The mesh is textured by it; without a mesh, it is the first panel of the preview.
+        The mesh is textured by it; without a mesh, it is the first panel of a preview that starts with it.
         """
         if not isinstance(self.record.get("input"), dict):
             return None
@@ -160,6 +160,8 @@ class ResultFolder:
         preview = self.image("preview.png")
         if preview is None or self.size is None:
             return None
+        if not str(self.record["files"]["preview.png"].get("what")).startswith("photograph"):
+            return None  # a sheet of maps
         height, width = self.size
         scale = min(1.0, 1600 / max(height, width))  # as vision3d.colour.side_by_side has it
         return preview[: max(1, round(height * scale)), : max(1, round(width * scale))]

@@ -479,6 +479,7 @@ class ScenePrediction(Prediction):
         """See :class:`Prediction`."""
         from vision3d.io import depth as depth_files
         from vision3d.io import mesh as mesh_files
+        from vision3d.io.normals import write_normals_png
         from vision3d.progress import warn
 
         there = self.usable()
@@ -499,6 +500,10 @@ class ScenePrediction(Prediction):
             "normals.npy": (
                 f"unit normals, float32 (H, W, 3), {_AXES}, towards the camera, zero where there are none",
                 lambda path: write_npy(path, self.normals),
+            ),
+            "normals.png": (
+                f"16 bits per channel: n = number / 65535 * 2 - 1, {_AXES}, white where there are none",
+                lambda path: write_normals_png(path, self.normals, np.square(self.normals).sum(-1) > 0.25),
             ),
         }
         if self.relative is not None:

@@ -45,9 +45,9 @@ def scene(
     """Turn photographs into metric, textured scenes (DM-Calib, PrimeDepth and StableNormal together).
 
     For each input, OUT/NAME/ gets scene.glb (textured, in metres), scene.ply, points.ply, camera.json,
-    metric_depth.npy, relative_depth.npy, normals.npy, fused_depth.npy (and .png), preview.png, scene.json and
-    result.json, which says what everything means. Inputs whose results are complete and right are skipped; a
-    bad file does not stop the others.
+    metric_depth.npy, relative_depth.npy, normals.npy and fused_depth.npy (the last two as 16-bit .png, too),
+    preview.png, scene.json and result.json, which says what everything means. Inputs whose results are complete
+    and right are skipped; a bad file does not stop the others.
 
     Args:
         inputs: photographs, folders, patterns such as 'photos/*.jpg', or videos.

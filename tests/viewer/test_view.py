@@ -18,12 +18,16 @@ import pytest
 import trimesh
 
 import vision3d.viewer
+from vision3d.camera import Intrinsics
 from vision3d.cli import main
+from vision3d.colour import colour_normals
 from vision3d.errors import InputError, OutputError
 from vision3d.geometry.mesh import TriangleMesh
 from vision3d.geometry.points import PointCloud
+from vision3d.io.images import Photo
 from vision3d.io.mesh import write_ply
-from vision3d.results import DepthPrediction
+from vision3d.results import CameraPrediction, DepthPrediction, NormalPrediction
+from vision3d.scene import ScenePrediction
 from vision3d.viewer.pages import export_page, page_html
 from vision3d.viewer.registry import items_of
 from vision3d.viewer.scene import CameraLayer, Item, MeshLayer, PointsLayer
@@ -92,6 +96,73 @@ def test_an_exported_page_holds_every_array_without_loss(folder: Path) -> None:
     np.testing.assert_allclose(pixels, [[0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]], atol=1e-6)
     assert 0 < z[0] < 2
     assert page.scene["items"][0]["unit"] == "m"
+
+
+def photograph(seed: int = 0) -> Photo:
+    return Photo(np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8), "room")
+
+
+@pytest.mark.parametrize("frame", ["opencv", "directx", "world"])
+def test_normals_of_any_frame_lie_over_the_photograph_in_the_same_colours(tmp_path: Path, frame: str) -> None:
+    directions = np.random.default_rng(1).normal(size=(HEIGHT, WIDTH, 3)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    directions[:4] = 0
+    turn = np.eye(4)
+    turn[:3, :3] = [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    result = NormalPrediction(
+        directions,
+        uncertainty=np.full((HEIGHT, WIDTH), 9, np.float32),
+        file_frame=frame,
+        pose=turn,
+        photo=photograph(),
+    )
+    result.save(tmp_path / "n")
+    (camera,) = items_of([tmp_path / "n"])[0].layers
+    assert isinstance(camera, CameraLayer)
+    assert set(camera.looks) == {"normals", "relief", "uncertainty"}
+    np.testing.assert_allclose(
+        camera.looks["normals"].astype(int), colour_normals(directions).astype(int), atol=1
+    )
+    np.testing.assert_array_equal(camera.photo, photograph().rgb8)
+
+
+def test_a_camera_shows_its_photograph_and_its_metric_depth(tmp_path: Path) -> None:
+    camera = Intrinsics.from_focal(50.0, WIDTH, HEIGHT)
+    CameraPrediction(camera=camera, photo=photograph()).save(tmp_path / "bare")
+    (layer,) = items_of([tmp_path / "bare"])[0].layers
+    assert isinstance(layer, CameraLayer) and layer.camera == camera and not layer.looks
+    depth = DepthPrediction(prediction().depth, "metric depth", camera=camera, photo=photograph())
+    CameraPrediction(camera=camera, depth=depth, photo=photograph()).save(tmp_path / "deep")
+    layers = items_of([tmp_path / "deep"])[0].layers
+    assert [layer.name for layer in layers] == ["camera", "mesh", "points"]
+    assert all({"depth", "normals"} <= set(layer.looks) for layer in layers)
+
+
+def test_a_scene_shows_every_map_on_its_surface(tmp_path: Path) -> None:
+    metric = prediction().depth
+    camera = Intrinsics.from_focal(50.0, WIDTH, HEIGHT)
+    normals = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    normals[..., 2] = -1
+    scene = ScenePrediction(
+        fused=metric, metric=metric, normals=normals, relative=1 / metric, camera=camera, photo=photograph()
+    )
+    scene.save(tmp_path / "s")
+    item = items_of([tmp_path / "s"])[0]
+    layers = {layer.name: layer for layer in item.layers}
+    assert set(layers) == {"camera", "mesh", "points"}
+    names = {"depth", "metric depth", "relative depth", "normals", "surface normals"}
+    assert set(layers["camera"].looks) == set(layers["mesh"].looks) == set(layers["points"].looks) == names
+    np.testing.assert_array_equal(layers["camera"].looks["normals"], colour_normals(normals))
+    np.testing.assert_array_equal(layers["camera"].photo, layers["mesh"].parts[0].texture)
+    assert item.unit == "m"
+
+
+def test_a_damaged_map_is_one_clear_line(tmp_path: Path) -> None:
+    normals = np.tile(np.float32([0, 0, -1]), (HEIGHT, WIDTH, 1))
+    NormalPrediction(normals).save(tmp_path / "n")
+    np.save(tmp_path / "n" / "normals.npy", normals[1:])
+    with pytest.raises(InputError, match=r"normals\.npy is"):
+        _ = items_of([tmp_path / "n"])[0].layers
 
 
 def test_a_page_names_nothing_outside_of_itself(folder: Path) -> None:
