@@ -270,6 +270,41 @@ def test_what_another_run_has_claimed_is_left_to_it(tmp_path, monkeypatch):
     assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c"]
 
 
+def test_a_pair_that_another_run_has_claimed_is_left_to_it(tmp_path, monkeypatch):
+    """The other run finishes "a__b" while this one waits for it, and dies with "a__c" unfinished."""
+    from vision3d import runs
+    from vision3d.io.claims import claim
+    from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
+
+    for name in "abc":
+        photograph(tmp_path / "in" / f"{name}.png")
+    images, out = Images([str(tmp_path / "in")]), tmp_path / "out"
+    (out / ".old__pair.claim").parent.mkdir()
+    (out / ".old__pair.claim").write_bytes(b"")
+    theirs = {name: claim(out / name) for name in ("a__b", "a__c")}
+    made, waits = [], []
+
+    def process(job, first, second):
+        made.append(job.name)
+        return ramp([first])[0]
+
+    def sleep(seconds):
+        waits.append(seconds)
+        ramp([images.photo("a")])[0].save(out / "a__b")
+        for held in theirs.values():
+            held.release()
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    mark = ramp([images.photo("a")])[0].fingerprint
+    summary = run_pairs(
+        pair_jobs(images, images), (images, images), process, out, fingerprint=lambda first, second: mark
+    )
+    assert len(waits) == 1
+    assert made == ["b__c", "a__c"]
+    assert {o.name: o.status for o in summary.outcomes} == {"b__c": "done", "a__b": "skipped", "a__c": "done"}
+    assert sorted(path.name for path in out.iterdir()) == ["a__b", "a__c", "b__c"]
+
+
 def test_claims_go_with_whatever_ends_a_run(tmp_path):
     from vision3d.io.claims import claim
 

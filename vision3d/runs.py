@@ -340,8 +340,8 @@ def run_folder(
             wrong with the input if there is only one.
         KeyboardInterrupt: with a text that says what was finished.
     """
-    from vision3d.io.claims import claim, remove_dead_claims
-    from vision3d.io.files import check_writable, remove_stagings
+    from vision3d.io.claims import claim
+    from vision3d.io.files import check_writable
 
     out = Path(out)
     check_writable(out)
@@ -369,11 +369,9 @@ def run_folder(
             warn(f"{outcome.label}: {outcome.reason}")
 
     def sweep(folder: Path) -> None:
-        """Remove what killed runs left, before the disk gets fuller."""
         if folder not in swept:
             swept.add(folder)
-            remove_stagings(folder)
-            remove_dead_claims(folder)
+            remove_remains(folder)
 
     def jobs(images: Iterable[PhotoRef]) -> Iterator[Job]:
         for ref in images:
@@ -422,7 +420,7 @@ def run_folder(
                 if stopped or not elsewhere:
                     break
                 # No claim is held while waiting, so two runs cannot wait for each other.
-                wanted = _until_one_is_free(out, elsewhere)
+                wanted = until_one_is_free(out, elsewhere)
                 elsewhere.clear()
                 images = _named(references(lambda outcome: None), wanted)
     except KeyboardInterrupt:
@@ -442,8 +440,8 @@ def _named(refs: Iterable[PhotoRef], wanted: set[str]) -> Iterator[PhotoRef]:
     return (ref for ref in refs if ref.name in wanted)
 
 
-def _until_one_is_free(out: Path, names: Iterable[str]) -> set[str]:
-    """Wait until another run lets go of one of these results; returns them all."""
+def until_one_is_free(out: Path, names: Iterable[str]) -> set[str]:
+    """Wait until another run lets go of one of the results ``names`` in ``out``; returns them all."""
     from vision3d.io.claims import is_claimed
 
     wanted = set(names)
@@ -454,6 +452,15 @@ def _until_one_is_free(out: Path, names: Iterable[str]) -> set[str]:
             said = True
         time.sleep(_LOOK_AGAIN_SECONDS)
     return wanted
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what killed runs left in a folder of results, before the disk gets fuller."""
+    from vision3d.io.claims import remove_dead_claims
+    from vision3d.io.files import remove_stagings
+
+    remove_stagings(folder)
+    remove_dead_claims(folder)
 
 
 def _is_finished(folder: Path, fingerprint: str, formats: tuple[str, ...]) -> bool:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from vision3d.errors import InputError, ResourceError, Vision3DError, WeightsError
 from vision3d.progress import progress, warn
-from vision3d.runs import Outcome, RunSummary, check_inputs, failure, photo_refs
+from vision3d.runs import (
+    Outcome,
+    RunSummary,
+    check_inputs,
+    failure,
+    photo_refs,
+    remove_remains,
+    until_one_is_free,
+)
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo, PhotoRef
@@ -131,6 +139,8 @@ def run_pairs(
 ) -> RunSummary:
     """Process pairs into ``out/<name>/``, skipping what is complete and right, going on after a bad one.
 
+    What another living run is making is left to it and looked at again in the end.
+
     Args:
         jobs: the pairs.
         sets: where their images are.
@@ -144,40 +154,63 @@ def run_pairs(
         Vision3DError: what stops all work, and what was wrong if there is only one pair.
         KeyboardInterrupt: with a text that says what was finished.
     """
+    from vision3d.io.claims import claim
     from vision3d.io.files import check_writable
     from vision3d.prediction import is_complete
 
     if not jobs:
         raise InputError("there is no pair of different images", "name another image or folder")
     check_writable(out)
+    remove_remains(out)
     summary = RunSummary(out)
     started = time.monotonic()
     bar: Any = progress(total=len(jobs), description=description)
 
-    def one(job: PairJob) -> Outcome:
+    def one(job: PairJob) -> Outcome | None:
+        """What came of a pair; None where another run has it."""
         label = f"{sets[0].label(job.first)} and {sets[1].label(job.second)}"
         folder = out / job.name
         try:
             first, second = sets[0].photo(job.first), sets[1].photo(job.second)
-            if not overwrite and is_complete(folder, fingerprint(first, second)):
-                return Outcome(job.name, label, "skipped", folder)
-            process(job, first, second).save(folder)
+            mark = fingerprint(first, second)
+            skipped = Outcome(job.name, label, "skipped", folder)
+            if not overwrite and is_complete(folder, mark):
+                return skipped
+            ours = claim(folder)
+            if ours is None:
+                return None
+            try:
+                # Another run may have finished it since the first look.
+                if not overwrite and is_complete(folder, mark):
+                    return skipped
+                process(job, first, second).save(folder)
+            finally:
+                ours.release()
         except (WeightsError, ResourceError):
             raise
         except Exception as error:
             return failure(job.name, label, error)
         return Outcome(job.name, label, "done", folder)
 
+    left = list(jobs)
     try:
         with bar:
-            for job in jobs:
-                outcome = one(job)
-                if outcome.stop and outcome.error is not None:
-                    raise summary.ended_by(outcome.error) if len(jobs) > 1 else outcome.error
-                summary.outcomes.append(outcome)
-                bar.advance()
-                if outcome.status == "failed" and len(jobs) > 1:
-                    warn(f"{outcome.label}: {outcome.reason}")
+            while left:
+                elsewhere = []
+                for job in left:
+                    outcome = one(job)
+                    if outcome is None:
+                        elsewhere.append(job)
+                        continue
+                    if outcome.stop and outcome.error is not None:
+                        raise summary.ended_by(outcome.error) if len(jobs) > 1 else outcome.error
+                    summary.outcomes.append(outcome)
+                    bar.advance()
+                    if outcome.status == "failed" and len(jobs) > 1:
+                        warn(f"{outcome.label}: {outcome.reason}")
+                if elsewhere:
+                    until_one_is_free(out, [job.name for job in elsewhere])
+                left = elsewhere
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted with {summary.progress}") from None
     finally:
