@@ -252,13 +252,17 @@ def test_features_are_kept_on_disk_only_for_networks_that_a_later_process_can_te
     cache = FeatureCache(tmp_path / "cache")
     told = Backbone(loaded, device="cpu", feature_cache=cache)
     latents, context = torch.randn(1, 16, 8, 8), torch.randn(1, 77, 64)
-    kept = told.features(latents, 100, context, taps=("s3",), image_key="a")
+    kept = told.features(latents, 100, context, taps=("s3",))
     files = len(list((tmp_path / "cache").rglob("*.*")))
     assert files > 0
-    again = told.features(latents, 100, context, taps=("s3",), image_key="a")
+    again = told.features(latents, 100, context, taps=("s3",))
     assert torch.equal(kept["s3"].tensor, again["s3"].tensor)
+    # Another autoencoder gives other latents of the same picture.
+    other = told.features(latents + 1, 100, context, taps=("s3",))
+    assert not torch.equal(kept["s3"].tensor, other["s3"].tensor)
+    files = len(list((tmp_path / "cache").rglob("*.*")))
 
     nameless = type(loaded.unet)(**dict(loaded.unet.config)).eval()
     untold = Backbone(replace(loaded, unet=nameless), device="cpu", feature_cache=cache)
-    untold.features(latents, 100, context, taps=("s3",), image_key="a")
+    untold.features(latents, 100, context, taps=("s3",))
     assert len(list((tmp_path / "cache").rglob("*.*"))) == files

@@ -250,9 +250,10 @@ class Backbone:
         noise: Noise | Tensor | torch.Generator = "fixed42",
         ensemble: int = 1,
         time_add: Tensor | None = None,
-        image_key: str | None = None,
     ) -> dict[str, FeatureMap]:
         """What the UNet holds at one noise level; nothing after the last tap is computed.
+
+        With a feature cache they are kept on disk, by the latents' values among all else that decides them.
 
         Args:
             latents: clean, scaled ``(B, 4, h, w)``.
@@ -262,7 +263,6 @@ class Backbone:
             noise: ``fixed42`` (the same for every image, whatever the device), ``zeros``, a tensor, or a CPU generator.
             ensemble: mean over so many noises (DIFT takes 8); with ``fixed42`` the seeds count up from 42.
             time_add: added to the time embedding, one row per image.
-            image_key: checksum of the images; with it, features are kept in the feature cache.
         """
         names = tuple(taps)
         unet = self._use(self.sd.unet if self.sd is not None else None, "UNet")
@@ -280,10 +280,10 @@ class Backbone:
 
         # On disk only what a later process can tell: a network without a file is nobody there.
         cacheable = isinstance(noise, str) and has_file(unet)
-        if cacheable and self.feature_cache is not None and image_key is not None:
+        if cacheable and self.feature_cache is not None:
             key = FeatureKey(
-                image=image_key,
-                canvas=f"latents {tuple(latents.shape)}, steps {torch.as_tensor(t).tolist()}",
+                image=image_sha256(latents),
+                canvas=f"latents, steps {torch.as_tensor(t).tolist()}",
                 model=identity(unet),
                 taps=names,
                 condition=image_sha256(cond),
