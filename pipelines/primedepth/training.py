@@ -33,8 +33,8 @@ from vision3d.training.data import (
 from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
+    aligned_absrel,
     inverse_depth,
-    relative_error,
     segmentation_loss,
 )
 from vision3d.training.prior import (
@@ -66,7 +66,7 @@ class PrimeDepthRecipe:
         denoising_weight: of the denoising loss that keeps a tuned UNet a denoiser.
         denoising_every: it is computed on every n-th step.
         gradient_weight: of gradient matching.
-        relative_weight: of the relative error after a least-squares fit, which is what AbsRel measures.
+        absrel_weight: of AbsRel after a least-squares fit (not published).
         segmentation_weight: of cross entropy.
         segmentation_every: the segmentation head is trained on every n-th step.
         caption_dropout: share of captions replaced by "".
@@ -90,7 +90,7 @@ class PrimeDepthRecipe:
     denoising_weight: float = 0.0
     denoising_every: int = 1
     gradient_weight: float = 0.5
-    relative_weight: float = 0.0
+    absrel_weight: float = 0.0
     segmentation_weight: float = 0.1
     segmentation_every: int = 1
     caption_dropout: float = 0.1
@@ -116,7 +116,8 @@ MINI = PrimeDepthRecipe(
     unet_lr=0.5,
     denoising_weight=0.2,
     denoising_every=8,
-    relative_weight=1.0,
+    gradient_weight=0.1,
+    absrel_weight=3.0,
     segmentation_weight=0.2,
     segmentation_every=8,
     caption_dropout=0.9,
@@ -235,10 +236,10 @@ class PrimeDepthTask(CaptionedTask):
         inverse, valid = inverse_depth(batch["depth"], sky=recipe.sky)
         inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
-        if recipe.relative_weight:
-            relative = relative_error(prediction, inverse, valid)
-            loss = loss + recipe.relative_weight * relative
-            metrics["relative"] = relative.detach()
+        if recipe.absrel_weight:
+            error = aligned_absrel(prediction, inverse, valid)
+            loss = loss + recipe.absrel_weight * error
+            metrics["absrel"] = error.detach()
         if recipe.segmentation_weight and step % recipe.segmentation_every == 0:
             logits = self.segmentation_head(refined).float()
             labels = F.interpolate(

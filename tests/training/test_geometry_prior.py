@@ -91,7 +91,7 @@ def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_its_unet(prior_folde
     trainer = Trainer(
         GeometryPriorTask(GEOMETRY, world, TaskOptions(init=prior_folder)), QUICK, tmp_path / "g"
     )
-    assert {"ssi", "relative", "angle"} <= trainer.run().metrics.keys()
+    assert {"ssi", "absrel", "angle"} <= trainer.run().metrics.keys()
     trainer.export(tmp_path / "geometry")
     assert json.loads((tmp_path / "geometry/vae/config.json").read_text())["latent_channels"] == 6
 

@@ -143,6 +143,38 @@ def test_segmentation_loss_of_uniform_logits_is_log_of_the_classes():
     assert (logits.grad == 0).all()
 
 
+def test_aligned_absrel_is_what_the_evaluation_computes():
+    """Against the evaluation's own fit and metric, on maps whose fit stays away from the pole."""
+    from vision3d.evaluation.metrics import align_inverse_depth, depth_metrics
+
+    g = torch.Generator().manual_seed(3)
+    depth = 2 + 6 * torch.rand(SHAPE, generator=g)
+    depth[:, :2] = torch.inf
+    depth[:, 2:4] = 200.0
+    inverse = torch.where(torch.isfinite(depth), 1 / depth, torch.zeros_like(depth))
+    prediction = 3 * inverse + 0.4 + 0.05 * torch.randn(SHAPE, generator=g)
+    ours = losses.aligned_absrel(prediction, inverse, torch.ones(SHAPE, dtype=torch.bool))
+    expected = []
+    for p, d in zip(prediction.numpy(), depth.numpy(), strict=True):
+        there = d < 80
+        fitted, _ = align_inverse_depth(p, d, there, 1e-3, 80.0)
+        expected.append(depth_metrics(fitted, d, there).abs_rel)
+    assert ours.item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_aligned_absrel_has_a_finite_gradient_where_the_fit_passes_through_zero():
+    inverse = torch.full((1, 8, 8), 0.5)
+    inverse[:, :4] = 0.02
+    prediction = torch.linspace(-1, 1, 64).reshape(1, 8, 8).requires_grad_()
+    loss = losses.aligned_absrel(prediction, inverse, torch.ones(1, 8, 8, dtype=torch.bool))
+    loss.backward()
+    assert prediction.grad is not None and torch.isfinite(prediction.grad).all()
+    assert (prediction.grad[:, :2] != 0).all()
+    assert loss.item() > 0.3
+    nothing = losses.aligned_absrel(prediction, torch.zeros(1, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool))
+    assert nothing.item() == 0
+
+
 def test_segmentation_loss_takes_uint8_labels():
     logits = torch.zeros(1, 3, 2, 2)
     logits[:, 1] = 50

@@ -33,10 +33,10 @@ from vision3d.training.data import (
 from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
+    aligned_absrel,
     inverse_depth,
     normal_loss,
     normal_picture,
-    relative_error,
 )
 from vision3d.training.prior import (
     autoencoding_loss,
@@ -61,7 +61,7 @@ class GeometryPriorRecipe:
         crops: (height, width, images) of the batches that take turns.
         lr: peak learning rate.
         gradient_weight: of gradient matching, beside the scale-and-shift-invariant L1 loss of inverse depth.
-        relative_weight: of the relative error of inverse depth after a least-squares fit.
+        absrel_weight: of AbsRel after a least-squares fit of inverse depth.
         normal_weight: of the cosine loss of normals.
         ray_weight: of the L1 error of every ray's azimuth and elevation in radians, which tell the camera.
         metric_weight: of the L1 error of the logarithm of depth in metres.
@@ -75,8 +75,8 @@ class GeometryPriorRecipe:
 
     crops: tuple[tuple[int, int, int], ...] = ((72, 96, 12), (80, 80, 12), (72, 104, 12), (72, 96, 12))
     lr: float = 1e-3
-    gradient_weight: float = 0.25
-    relative_weight: float = 1.0
+    gradient_weight: float = 0.1
+    absrel_weight: float = 2.0
     normal_weight: float = 2.0
     ray_weight: float = 1.0
     metric_weight: float = 0.2
@@ -170,13 +170,13 @@ class GeometryPriorTask(CaptionedTask):
         inverse, valid = inverse_depth(batch["depth"], sky="far")
         inverse, valid = _at_cells(inverse, prediction), _at_cells(valid, prediction)
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
-        relative = relative_error(prediction, inverse, valid)
+        absrel = aligned_absrel(prediction, inverse, valid)
         angular = normal_loss(told.normals, _at_cells(batch["normals"], prediction))
         rays = (told.rays - _at_cells(ray_angles(batch["K"], images.shape[-2:]), prediction)).abs().mean()
         metric = _log_error(told.log_depth, _at_cells(batch["depth"], prediction))
-        loss = loss + recipe.relative_weight * relative + recipe.normal_weight * angular
+        loss = loss + recipe.absrel_weight * absrel + recipe.normal_weight * angular
         loss = loss + recipe.ray_weight * rays + recipe.metric_weight * metric
-        metrics |= {"relative": relative.detach(), "normals": angular.detach()}
+        metrics |= {"absrel": absrel.detach(), "normals": angular.detach()}
         metrics |= {"rays": rays.detach(), "metric": metric.detach()}
         if recipe.denoising_weight and step % recipe.denoising_every == 0:
             # the autoencoder must not learn latents that are easy to denoise
@@ -200,7 +200,7 @@ class GeometryPriorTask(CaptionedTask):
     @override
     def evaluate(self, step: int) -> dict[str, float]:
         held = self.held_out()
-        names = ("ssi", "relative", "angle", "ray_angle", "log_depth")
+        names = ("ssi", "absrel", "angle", "ray_angle", "log_depth")
         scores: dict[str, list[float]] = {name: [] for name in names}
         for i in range(0, 96, 16):
             images, depth, normals, K = (held[n][i : i + 16].to(self.device) for n in self.held_out_fields)
@@ -209,7 +209,7 @@ class GeometryPriorTask(CaptionedTask):
             inverse, valid = (_at_cells(x, prediction) for x in inverse_depth(depth, sky="far"))
             normals = _at_cells(normals, prediction)
             scores["ssi"].append(float(affine_invariant_loss(prediction, inverse, valid)[1]["ssi"]))
-            scores["relative"].append(float(relative_error(prediction, inverse, valid)))
+            scores["absrel"].append(float(aligned_absrel(prediction, inverse, valid)))
             cosine = F.cosine_similarity(told.normals, normals, dim=1).clamp(-1, 1)
             known = normals.square().sum(1) > 0.25
             scores["angle"].append(float(torch.rad2deg(torch.arccos(cosine[known])).mean()))

@@ -115,18 +115,27 @@ def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
     return inverse, known | torch.isinf(depth) if sky == "far" else known
 
 
-def relative_error(prediction: Tensor, target: Tensor, valid: Tensor, cap: float = 1.0) -> Tensor:
-    """Mean relative error of inverse depth after a least-squares fit, capped per pixel.
+def aligned_absrel(
+    prediction: Tensor,  # (B, H, W), inverse depth up to scale and shift
+    target: Tensor,  # (B, H, W), inverse depth in 1/m
+    valid: Tensor,  # (B, H, W) bool
+    farthest: float = 80.0,
+    floor: float = 0.3,
+) -> Tensor:
+    """AbsRel as affine-invariant inverse depth is evaluated: of depth, after a least-squares fit of inverse depth.
 
-    A tenth of the mean inverse depth is added to the denominator, so that sky and far background, whose inverse
-    depth vanishes, do not rule the sum.
+    Pixels beyond ``farthest`` metres (and sky, whose inverse depth is 0) do not count, as there. The error of a pixel
+    is ``|d' - d| / d = |1/d - f| / f`` with the fitted inverse depth f, which has a pole where f vanishes: from
+    ``f = floor / d`` downwards it goes on as a straight line, so that nothing is infinite and every pixel has a
+    gradient.
     """
-    scale, shift = fit_scale_shift(prediction, target, valid)
+    valid = valid & (target > 1 / farthest)
+    scale, shift = fit_scale_shift(prediction, torch.where(valid, target, torch.zeros_like(target)), valid)
     fitted = scale * prediction + shift
-    count = valid.sum((1, 2), keepdim=True).clamp_min(1)
-    floor = 0.1 * (target * valid).sum((1, 2), keepdim=True) / count
-    error = ((fitted - target).abs() / (target + floor).clamp_min(1e-6)).clamp_max(cap)
-    return (error * valid).sum() / valid.sum().clamp_min(1)
+    least = torch.maximum(floor * target, target.new_tensor(1 / farthest))
+    error = (fitted - target).abs() / torch.maximum(fitted, least)
+    per_image = (error * valid).sum((1, 2)) / valid.sum((1, 2)).clamp_min(1)
+    return _mean_over_images(per_image, valid)
 
 
 def normal_loss(
