@@ -79,7 +79,6 @@ class NormalsRecipe:
         crops: (height, width, images) of the batches that take turns.
         lr: peak learning rate.
         channels: of a new UNet for the first stage; None takes the prior's as it is.
-        refine_channels: of a new UNet for the refinement; None takes a copy of the first stage's.
         head_dim, groups: of new UNets.
         line: "v0" (from noise, prompted) or "v1" (from the image latent, no text).
         t_start: timestep of the first stage.
@@ -106,7 +105,6 @@ class NormalsRecipe:
     crops: tuple[tuple[int, int, int], ...]
     lr: float
     channels: tuple[int, ...] | None = None
-    refine_channels: tuple[int, ...] | None = None
     head_dim: int = 64
     groups: int = 32
     line: str = "v0"
@@ -136,7 +134,6 @@ class NormalsRecipe:
 MINI = NormalsRecipe(
     crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (72, 96, 8)),
     lr=1e-3,
-    refine_channels=(24, 32, 32, 32),
     head_dim=8,
     groups=8,
     latent_weight=0.0,
@@ -163,7 +160,7 @@ FULL = NormalsRecipe(crops=((576, 768, 32),), lr=3e-5)
 PRESETS = {
     "mini": MINI,
     # a narrower new UNet in both stages, for priors that know nothing of geometry
-    "mini-narrow": replace(MINI, channels=(32, 40, 40, 40), refine_channels=None, lr=1.5e-3),
+    "mini-narrow": replace(MINI, channels=(32, 40, 40, 40), lr=1.5e-3),
     # second leg of the mini: finer crops, from the first's export
     "mini-fine": replace(
         MINI, crops=((96, 128, 5), (112, 112, 5)), lr=6e-4, processing_resolution=128, warmup=50
@@ -457,13 +454,8 @@ class RefineTask(NormalsTask):
         if first is not None and branch is not None:
             self.refine_unet: Any = trainable(first)
             self.refine_controlnet: Any = trainable(branch)
-        elif recipe.refine_channels is None:
-            self.refine_unet, self.refine_controlnet = _copy(self.unet), _copy(self.controlnet)
         else:
-            width, latents = self.unet.config.cross_attention_dim, self.vae.config.latent_channels
-            config = _narrow_unet(recipe, recipe.refine_channels, width, latents)
-            self.refine_unet = UNet2DConditionModel(**config)
-            self.refine_controlnet = image_branch_of(self.refine_unet)
+            self.refine_unet, self.refine_controlnet = _copy(self.unet), _copy(self.controlnet)
         self.dino: Any = self._prior(loaded)
         semantic = loaded.get("dino_controlnet")
         self.dino_controlnet: Any = (
