@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vision3d.errors import InputError
-from vision3d.pipelines.sd_dino.marks import Mark, mask_of_marks
+from vision3d.marks import Mark, mask_of_marks
 from vision3d.progress import say, warn
 from vision3d.viewer.pages import Blobs, fill_page
 from vision3d.viewer.server import LOOPBACK, PORT, Answer, PageServer, is_loopback

@@ -143,8 +143,8 @@ def match(
         subcell: places between cells instead of at their middles.
         max_matches: at most so many matches where no points are given.
         min_confidence: of the matches where no points are given.
-        descriptors: keep them, from which the viewer tells where any point goes (descriptors.npz, 17 MB for a pair with
-            the published weights); auto keeps those of a single pair.
+        descriptors: keep them, from which the viewer tells where any point goes (descriptors.npz, up to 22 MB for a
+            pair with the published weights); auto keeps those of a single pair.
         seed: of the randomised projection.
         recursive: look into nested folders.
         overwrite: compute again what is there.

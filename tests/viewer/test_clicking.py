@@ -16,7 +16,7 @@ from PIL import Image
 from vision3d.cli import main
 from vision3d.errors import InputError
 from vision3d.io.photo import Photo
-from vision3d.pipelines.sd_dino.marks import Mark, mask_of_marks
+from vision3d.marks import Mark, mask_of_marks
 from vision3d.viewer.clicking import MaskPage
 
 READY = "!!(window.vision3d && window.vision3d.ready && !window.vision3d.busy)"

@@ -189,6 +189,7 @@ function drawAnswer({ which, from, to, back }) {
 
 const readout = element("dl", { id: "readout" });
 const number = value => Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+const share = value => String(Number(value.toFixed(4)));
 const pixels = ([x, y]) => `${x.toFixed(1)}, ${y.toFixed(1)}`;
 function tell() {
   const { answer, pair } = state, rows = [];
@@ -197,7 +198,7 @@ function tell() {
     put(`in ${"AB"[answer.which]}`, pixels(answer.from), "x, y in pixels");
     put(`in ${"BA"[answer.which]}`, pixels(answer.to), "x, y in pixels");
     if (answer.similarity !== undefined) put("similarity", number(answer.similarity) + (pair.descriptors ? ` (${pair.descriptors.metric})` : ""), "as in matches.csv; larger is nearer");
-    if (answer.confidence !== undefined) put("confidence", number(answer.confidence), "0 to 1, orders matches; no probability");
+    if (answer.confidence !== undefined) put("confidence", share(answer.confidence), "0 to 1, orders matches; no probability");
     if (Number.isFinite(answer.cycle)) put("leads back", answer.cycle ? `${number(answer.cycle)} px away` : "to where it came from", "the match's own match: the dashed circle");
   }
   readout.replaceChildren(...rows);
@@ -306,7 +307,7 @@ function hover([x, y]) {
   labels.replaceChildren();
   if (near >= 0) {
     const { similarity, confidence, cycle } = matchAt(near), label = element("span");
-    label.textContent = `similarity ${number(similarity)} · confidence ${number(confidence)}` + (Number.isFinite(cycle) ? ` · back ${number(cycle)} px away` : "");
+    label.textContent = `similarity ${number(similarity)} · confidence ${share(confidence)}` + (Number.isFinite(cycle) ? ` · back ${number(cycle)} px away` : "");
     label.style.left = Math.max(150, x) + "px";
     label.style.top = y + "px";
     labels.append(label);
