@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vision3d.viewer.live import LiveViewer
+    from vision3d.viewer.matches import PairViewer
     from vision3d.viewer.registry import Showable
 
 __all__ = ["export", "show", "view"]
@@ -23,7 +24,7 @@ _NOTEBOOK_POINTS, _NOTEBOOK_TEXTURE = 100_000, 1024
 
 def view(
     *things: Showable, block: bool | None = None, open_browser: bool = True, **options: Any
-) -> LiveViewer:
+) -> LiveViewer | PairViewer:
     """Show results, meshes, points, result folders and files in the browser.
 
     Args:
@@ -34,17 +35,17 @@ def view(
         options: of :class:`vision3d.viewer.live.LiveViewer`: host, port, title, background, point_size.
 
     Returns:
-        The running viewer (``.url``, ``.measurements``, ``.stop()``).
+        The running viewer (``.url``, ``.stop()``, and ``.measurements`` unless it shows matches).
 
     Raises:
         InputError: what cannot be shown.
-        ModuleNotFoundError: the viz extra is not installed; :func:`export` works without it.
+        ModuleNotFoundError: the viz extra is not installed; matches and :func:`export` do without it.
     """
     from vision3d.progress import say
-    from vision3d.viewer.live import LiveViewer
+    from vision3d.viewer.live import start_viewer
     from vision3d.viewer.registry import items_of
 
-    viewer = LiveViewer(items_of(things), **options)
+    viewer = start_viewer(items_of(things), **options)
     if open_browser:
         import webbrowser
 
@@ -89,16 +90,21 @@ def show(thing: Showable) -> None:
     if notebook is not None:
         notebook(thing)
         return
+    from vision3d.viewer.registry import items_of
+    from vision3d.viewer.scene import page_of
+
+    items = items_of([thing])
     try:
-        import viser  # noqa: F401
+        if page_of(items) == "space":
+            import viser  # noqa: F401
     except ImportError:
         import tempfile
         import webbrowser
 
         folder = Path(tempfile.mkdtemp(prefix="vision3d-"))
-        webbrowser.open(export(thing, path=folder / "view.html").as_uri())
+        webbrowser.open(export(*items, path=folder / "view.html").as_uri())
         return
-    view(thing)
+    view(*items)
 
 
 def _interactive() -> bool:

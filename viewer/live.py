@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -32,17 +31,19 @@ from vision3d.viewer.scene import (
     blend,
     bounds,
     frustum_size,
+    page_of,
     positions,
     shown_at_start,
     thinned,
     views,
 )
+from vision3d.viewer.server import LOOPBACK, PORT, check_address, url_of
 
 if TYPE_CHECKING:
     import viser
 
-LOOPBACK = "127.0.0.1"
-PORT = 8080
+    from vision3d.viewer.matches import PairViewer
+
 BACKGROUNDS: dict[Background, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "night": ((37, 46, 58), (14, 18, 24)),
     "day": ((242, 245, 247), (204, 212, 219)),
@@ -78,37 +79,6 @@ class Measurement:
 
     def __str__(self) -> str:
         return distance_text(self.length, self.unit)
-
-
-def check_address(host: str, port: int) -> int:
-    """The first free port from ``port`` on.
-
-    Raises:
-        InputError: the host is not an address of this machine, or the port is out of range.
-    """
-    if not 0 <= port <= 65535:
-        raise InputError(f"port {port}", "give a number from 0 (any free one) to 65535")
-    for number in [port, *range(port + 1, min(port + 100, 65536))] if port else [0]:
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind) as trial:
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                trial.bind(address)
-                return trial.getsockname()[1]
-        except (socket.gaierror, UnicodeError) as error:
-            raise InputError(f"host {host!r} is unknown", "give an address such as 127.0.0.1") from error
-        except OSError as error:
-            if isinstance(error, PermissionError):
-                raise InputError(
-                    f"no permission to listen on port {number}", "give one above 1023"
-                ) from error
-            import errno
-
-            if error.errno != errno.EADDRINUSE:
-                raise InputError(
-                    f"cannot listen on {host}:{number} ({error.strerror})", f"give --host {LOOPBACK}"
-                ) from error
-    raise InputError(f"ports {port} to {port + 99} are all taken", "give another --port")
 
 
 class _Shown(ABC):
@@ -356,8 +326,7 @@ class LiveViewer:
             )
         self._threads = [thread for thread in threading.enumerate() if thread not in running]
         self.host, self.port = host, self.server.get_port()
-        name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{LOOPBACK if host in ('0.0.0.0', '::', '') else name}:{self.port}"
+        self.url = url_of(host, self.port)
         self._build(background)
         self._look_from(self._views()[0], initial=True)
         for item in self.items:
@@ -660,3 +629,24 @@ class LiveViewer:
                 ),
             ]
         self._list.content = "\n".join(f"- {m}" for m in self.measurements)
+
+
+def start_viewer(
+    items: Sequence[Item], *, point_size: float | None = None, **options: Any
+) -> LiveViewer | PairViewer:
+    """The viewer of things in space or that of pairs of photographs, as the items need it.
+
+    Args:
+        items: what it shows.
+        point_size: see :class:`LiveViewer`; pairs have no points.
+        options: of both: host, port, title, background.
+
+    Raises:
+        InputError: items that cannot be shown, or not together; a host or port that cannot be used.
+        ModuleNotFoundError: things in space, and the viz extra is not installed.
+    """
+    if page_of(items) == "pairs":
+        from vision3d.viewer.matches import PairViewer
+
+        return PairViewer(items, **options)
+    return LiveViewer(items, point_size=point_size, **options)

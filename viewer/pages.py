@@ -33,6 +33,7 @@ from vision3d.viewer.scene import (
     View,
     bounds,
     frustum_size,
+    page_of,
     positions,
     shown_at_start,
     views,
@@ -96,8 +97,12 @@ def page_html(
     max_texture: int = MAX_TEXTURE,
 ) -> str:
     """The page as text; see :func:`export_page`."""
-    title = title or ", ".join(item.name for item in items[:3]) + (" …" if len(items) > 3 else "")
-    blobs = _Blobs(max_points, max_texture)
+    title = title or title_of(items)
+    if page_of(items) == "pairs":
+        from vision3d.viewer.matches import pairs_page
+
+        return pairs_page(items, title=title, background=background, max_side=max_texture)
+    blobs = Blobs(max_points, max_texture)
     shown = shown_at_start(items)
     visible = [layer for item, on in zip(items, shown, strict=True) if on for layer in item.layers]
     centre, radius = bounds(positions(visible))
@@ -110,13 +115,37 @@ def page_html(
         "tolerance": POINT_TOLERANCE,
         "items": [_item(item, on, blobs, point_size) for item, on in zip(items, shown, strict=True)],
     }
+    return fill_page(["viewer"], title, scene, blobs)
+
+
+def title_of(items: Sequence[Item]) -> str:
+    """The names of the first few."""
+    return ", ".join(item.name for item in items[:3]) + (" …" if len(items) > 3 else "")
+
+
+def fill_page(
+    programs: Sequence[str], title: str, scene: dict[str, Any], blobs: Blobs, *, may_ask: bool = False
+) -> str:
+    """A page as text.
+
+    Args:
+        programs: names of its scripts in ``page/``, and of their styles where they have one.
+        title: of the page.
+        scene: what the script is to know, for JSON.
+        blobs: arrays and pictures that ``scene`` refers to.
+        may_ask: the script may ask the server that the page came from.
+    """
     page = files("vision3d.viewer") / "page"
+    styles = [page / f"{name}.css" for name in dict.fromkeys(("viewer", *programs))]
     # "<" cannot end a script element when it is escaped, whatever a file is called.
     description = json.dumps(scene, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c")
     parts = {
         "title": html.escape(title),
-        "style": (page / "viewer.css").read_text(encoding="utf-8"),
-        "script": (page / "viewer.js").read_text(encoding="utf-8"),
+        "style": "".join(style.read_text(encoding="utf-8") for style in styles if style.is_file()),
+        "script": "".join(
+            (page / f"{name}.js").read_text(encoding="utf-8") for name in ("common", *programs)
+        ),
+        "connect": "; connect-src 'self'" if may_ask else "",
         "scene": description,
         "blobs": "\n".join(blobs.elements()),
     }
@@ -129,10 +158,10 @@ def page_html(
     return "".join(text)
 
 
-class _Blobs:
-    """The page's binary data, each distinct array or picture once."""
+class Blobs:
+    """A page's binary data, each distinct array or picture once."""
 
-    def __init__(self, max_points: int, max_texture: int) -> None:
+    def __init__(self, max_points: int = MAX_POINTS, max_texture: int = MAX_TEXTURE) -> None:
         self.max_points, self.max_texture = max_points, max_texture
         self._texts: list[str] = []
         self._pictures: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
@@ -142,9 +171,9 @@ class _Blobs:
         return len(self._texts) - 1
 
     def array(self, values: np.ndarray) -> dict[str, Any]:
-        """An array of float32 or uint8."""
+        """An array of float32, float16 or uint8."""
         values = np.ascontiguousarray(values)
-        kind = {"float32": "f4", "uint8": "u1"}[values.dtype.name]
+        kind = {"float32": "f4", "float16": "f2", "uint8": "u1"}[values.dtype.name]
         return self._planes(values, kind)
 
     def indices(self, faces: np.ndarray) -> dict[str, Any]:
@@ -175,7 +204,7 @@ class _Blobs:
         ]
 
 
-def _item(item: Item, visible: bool, blobs: _Blobs, point_size: float | None) -> dict[str, Any]:
+def _item(item: Item, visible: bool, blobs: Blobs, point_size: float | None) -> dict[str, Any]:
     outline = positions(item.layers)
     return {
         "name": item.name,
@@ -191,7 +220,7 @@ def _view(view: View) -> dict[str, Any]:
     return {name: getattr(view, name) for name in ("name", "eye", "target", "up", "fov_x", "fov_y")}
 
 
-def _layer(layer: Layer, blobs: _Blobs, point_size: float | None, outline: np.ndarray) -> dict[str, Any]:
+def _layer(layer: Layer, blobs: Blobs, point_size: float | None, outline: np.ndarray) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": layer.name, "visible": layer.visible, "opacity": layer.opacity}
     if isinstance(layer, MeshLayer):
         looks = {name: blobs.picture(image, _MAX_LOOK) for name, image in layer.looks.items()}
@@ -230,7 +259,7 @@ def frustum_corners(layer: CameraLayer, size: float) -> np.ndarray:
     return transform_points(layer.pose, lens.unproject(pixels, size))
 
 
-def _part(part: TriangleMesh, blobs: _Blobs) -> dict[str, Any]:
+def _part(part: TriangleMesh, blobs: Blobs) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "positions": blobs.array(part.vertices.astype(np.float32)),
         "indices": blobs.indices(part.faces),

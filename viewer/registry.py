@@ -24,7 +24,7 @@ from vision3d.geometry.points import PointCloud
 from vision3d.io.images import natural_key
 from vision3d.prediction import RECORD, Prediction, read_record
 from vision3d.viewer.files import SUFFIXES, Up, file_item, read_layers
-from vision3d.viewer.scene import CameraLayer, Item, Layer, MeshLayer, PointsLayer
+from vision3d.viewer.scene import CameraLayer, Item, Layer, MeshLayer, PageKind, PointsLayer
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,17 @@ class ResultFolder:
 
 Shower = Callable[[ResultFolder], Iterable[Layer]]
 _SHOWERS: dict[str, Shower] = {}
+_PAGES: dict[str, PageKind] = {}
 
 
-def shows(kind: str) -> Callable[[Shower], Shower]:
-    """Register the function that makes the layers of results of this kind."""
+def shows(kind: str, page: PageKind = "space") -> Callable[[Shower], Shower]:
+    """Register the function that makes the layers of results of this kind, and what shows these."""
 
     def register(shower: Shower) -> Shower:
         if kind in _SHOWERS:
             raise ValueError(f"how {kind!r} is shown is registered already")
         _SHOWERS[kind] = shower
+        _PAGES[kind] = page
         return shower
 
     return register
@@ -185,7 +187,8 @@ def shows(kind: str) -> Callable[[Shower], Shower]:
 
 def registered() -> list[str]:
     """Kinds that have their own way of being shown."""
-    import vision3d.viewer.kinds  # noqa: F401 - registers the kinds of this package
+    import vision3d.viewer.kinds
+    import vision3d.viewer.matches  # noqa: F401 - these register the kinds of this package
 
     return sorted(_SHOWERS)
 
@@ -253,16 +256,18 @@ def _at_points(
 def result_item(path: Path, name: str | None = None) -> Item:
     """A result folder as an item. Raises InputError if it has no readable record."""
     result = ResultFolder.open(path)
+    registered()
     return Item(
         name or path.resolve().name,
         lambda: layers_of(result),
         unit=result.unit,
         note=result.note,
         alone=result.camera is not None and "cam_to_world" not in result.record["camera"],
+        page=_PAGES.get(result.kind, "space"),
     )
 
 
-Showable = str | os.PathLike[str] | Prediction | TriangleMesh | PointCloud
+Showable = str | os.PathLike[str] | Prediction | TriangleMesh | PointCloud | Item
 
 
 def items_of(things: Sequence[Showable], *, up: Up = "auto") -> list[Item]:
@@ -280,7 +285,9 @@ def items_of(things: Sequence[Showable], *, up: Up = "auto") -> list[Item]:
         raise InputError("nothing to view", "name a result folder or a GLB, OBJ or PLY file")
     items: list[Item] = []
     for thing in things:
-        if isinstance(thing, (TriangleMesh, PointCloud)):
+        if isinstance(thing, Item):
+            items.append(thing)
+        elif isinstance(thing, (TriangleMesh, PointCloud)):
             items.append(_shape_item(thing))
         elif isinstance(thing, Prediction):
             items.append(_prediction_item(thing))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from vision3d.geometry.points import PointCloud
 UP = (0.0, -1.0, 0.0)
 PLAIN_FOV_DEGREES = 45.0  # of the view of things that no photograph was taken of
 _SEED = 0
+PageKind = Literal["space", "pairs"]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -123,6 +125,7 @@ class Item:
         note: one line on what is shown: method, weights, meaning of the values.
         alone: whether it shares its place with others (all photographs are taken from the origin), so that
             only one of them is shown at the start.
+        page: what shows it: the viewer of things in space, or that of pairs of photographs.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Item:
     unit: str | None = None
     note: str = ""
     alone: bool = False
+    page: PageKind = "space"
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -174,6 +178,20 @@ class View:
     def vertical_fov(self, aspect: float) -> float:
         """Radians of a window ``aspect`` times as wide as high, so that both angles are in view."""
         return 2 * math.atan(max(math.tan(self.fov_y / 2), math.tan(self.fov_x / 2) / aspect))
+
+
+def page_of(items: Sequence[Item]) -> PageKind:
+    """What shows these items.
+
+    Raises:
+        InputError: they cannot be shown together.
+    """
+    pairs = [item.name for item in items if item.page == "pairs"]
+    if not pairs:
+        return "space"
+    if len(pairs) < len(items):
+        raise InputError(f"{pairs[0]}, a pair of photographs, among things in space", "view them one by one")
+    return "pairs"
 
 
 def shown_at_start(items: Sequence[Item]) -> list[bool]:

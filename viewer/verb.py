@@ -52,6 +52,7 @@ def view(
 ) -> PageReport | int:
     """Look at results and 3D files: turn, zoom, switch layers, lay depth or normals over, measure.
 
+    Matches are shown on their photographs: click a point, see where it goes and how similar everything else is to it.
     Opens a viewer in the browser that runs until Ctrl-C; with --export it writes one HTML file instead, which opens
     anywhere without a network.
 
@@ -90,9 +91,10 @@ def view(
         )
         return PageReport(export, size, [item.name for item in items])
 
-    from vision3d.viewer.live import LiveViewer
+    from vision3d.viewer.live import start_viewer
+    from vision3d.viewer.server import is_loopback
 
-    with LiveViewer(
+    with start_viewer(
         items, host=host, port=port, title=title, background=background, point_size=point_size
     ) as viewer:
         if not is_loopback(host):
@@ -105,13 +107,3 @@ def view(
         except KeyboardInterrupt:
             say("viewer closed")
     return 0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address."""
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 
@@ -19,8 +19,105 @@ if TYPE_CHECKING:
     from vision3d.io.images import Photo
 
 _COLUMNS = ("x_a", "y_a", "x_b", "y_b", "similarity", "confidence", "mutual", "cycle_error")
+MATCHES, DESCRIPTORS = "matches.npz", "descriptors.npz"
 DRAWN = 60
 """Matches in a picture, at most."""
+_SHOWN_SIDE = 1280  # pixels of the photographs beside the matches
+Measure = Literal["dot", "l2", "l1"]
+
+
+@dataclass(eq=False)
+class CellDescriptors:
+    """What the cells of one image are compared by.
+
+    Attributes:
+        values: (h * w, C) float16, row by row.
+        shape: (h, w) cells.
+        first: x, y of the first cell's middle, in pixels of the image.
+        step: x, y from one middle to the next, in pixels of the image.
+        allowed: (h * w,) bool: cells that may be matched to.
+
+    Raises:
+        InputError: shapes that do not fit together.
+    """
+
+    values: np.ndarray
+    shape: tuple[int, int]
+    first: tuple[float, float]
+    step: tuple[float, float]
+    allowed: np.ndarray
+
+    def __post_init__(self) -> None:
+        count = self.shape[0] * self.shape[1]
+        if self.values.ndim != 2 or len(self.values) != count or self.allowed.shape != (count,):
+            raise InputError(
+                f"descriptors of shape {self.values.shape} for {self.shape[0]}×{self.shape[1]} cells",
+                "give one for each cell",
+            )
+
+
+@dataclass(eq=False)
+class PairDescriptors:
+    """Descriptors of both images of a pair, from which the match of any point and its similarities follow.
+
+    The similarity of two cells is ``scale²`` times the product of their values for the measure ``dot``, or minus
+    ``scale`` times their distance for ``l2`` and ``l1``; larger is nearer.
+
+    Attributes:
+        a, b: of the two images.
+        measure: see above.
+        scale: what values are multiplied by; their greatest magnitude is 1.
+        metric: the method's name for what is measured.
+        temperature: of the softmax over similarities on the scale of a cosine, behind confidences and places between
+            cells.
+        reach: cells around the best one that share in a place between cells; 0 takes its middle.
+    """
+
+    a: CellDescriptors
+    b: CellDescriptors
+    measure: Measure
+    scale: float
+    metric: str
+    temperature: float
+    reach: int
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz``."""
+        arrays: dict[str, Any] = {
+            n: getattr(self, n) for n in ("measure", "scale", "metric", "temperature", "reach")
+        }
+        for side, cells in (("a", self.a), ("b", self.b)):
+            names = ("values", "shape", "first", "step", "allowed")
+            arrays |= {f"{name}_{side}": getattr(cells, name) for name in names}
+        with path.open("wb") as file:
+            np.savez(file, **arrays)  # deflating numbers of this kind takes long and gains little
+
+    @classmethod
+    def load(cls, path: Path) -> PairDescriptors:
+        """Read what :meth:`save` wrote. Raises InputError if it is damaged."""
+        arrays = _read_arrays(path)
+        try:
+            sides = []
+            for side in ("a", "b"):
+                shape, first, step = (arrays[f"{n}_{side}"].tolist() for n in ("shape", "first", "step"))
+                values, allowed = arrays[f"values_{side}"], arrays[f"allowed_{side}"].astype(bool)
+                height, width = shape
+                place, distance = (first[0], first[1]), (step[0], step[1])
+                sides.append(CellDescriptors(values, (height, width), place, distance, allowed))
+            measure = str(arrays["measure"])
+            if measure not in get_args(Measure) or sides[0].values.shape[1] != sides[1].values.shape[1]:
+                raise ValueError(measure)
+            return cls(
+                sides[0],
+                sides[1],
+                measure=cast(Measure, measure),
+                scale=float(arrays["scale"]),
+                metric=str(arrays["metric"]),
+                temperature=float(arrays["temperature"]),
+                reach=int(arrays["reach"]),
+            )
+        except (KeyError, ValueError, TypeError, IndexError, InputError) as error:
+            raise _damaged(path) from error
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +138,7 @@ class Matches(Prediction):
         flow_ab: (H_a, W_a, 2) float32: pixel centre plus flow is the place in B; or None.
         flow_ba: (H_b, W_b, 2) the same from B to A, or None.
         photo_b: the second image (the first is ``photo``), or None.
+        descriptors: of the cells of both images, for looking at similarities later, or None.
 
     Raises:
         InputError: shapes that do not fit together.
@@ -60,6 +158,7 @@ class Matches(Prediction):
     flow_ab: np.ndarray | None = None
     flow_ba: np.ndarray | None = None
     photo_b: Photo | None = None
+    descriptors: PairDescriptors | None = None
 
     def __post_init__(self) -> None:
         self.points_a = np.ascontiguousarray(self.points_a, np.float32).reshape(-1, 2)
@@ -118,7 +217,7 @@ class Matches(Prediction):
     def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:
         """See :class:`Prediction`."""
         files: dict[str, tuple[str, Writer]] = {
-            "matches.npz": ("all arrays of this result", self._write_npz),
+            MATCHES: ("all arrays of this result", self._write_npz),
             "matches.csv": ("points in pixels, centres at +0.5, and scores", self._write_csv),
             "preview.png": ("both images and matches in colours", lambda path: self.preview().save(path)),
         }
@@ -129,7 +228,38 @@ class Matches(Prediction):
                     "the flow in Middlebury's colours",
                     partial(_write_flow_picture, flow),
                 )
+        for name, photo in (("photo_a.jpg", self.photo), ("photo_b.jpg", self.photo_b)):
+            if photo is not None:
+                files[name] = ("the photograph, made smaller, for the viewer", partial(_write_photo, photo))
+        if self.descriptors is not None:
+            files[DESCRIPTORS] = ("descriptors of both images, for the viewer", self.descriptors.save)
         return files
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Matches:
+        """Read back what :meth:`save` wrote into a folder; without photographs and provenance.
+
+        Raises:
+            InputError: no matches there, or damaged ones.
+        """
+        folder = Path(folder)
+        path, beside = folder / MATCHES, folder / DESCRIPTORS
+        if not path.is_file():
+            raise InputError(f"{folder} holds no matches", "give an output folder of `vision3d match`")
+        arrays = _read_arrays(path)
+        try:
+            for name in ("size_a", "size_b"):
+                height, width = arrays[name].tolist()
+                arrays[name] = (height, width)  # type: ignore[assignment]
+            found = cls(**arrays)  # type: ignore[arg-type]
+            for points in found.points:
+                if not np.isfinite(points).all():
+                    raise ValueError("points that are no numbers")
+        except (KeyError, ValueError, TypeError, InputError) as error:
+            raise _damaged(path) from error
+        if beside.is_file():
+            found.descriptors = PairDescriptors.load(beside)
+        return found
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Prediction`."""
@@ -191,6 +321,22 @@ class Matches(Prediction):
         )
 
 
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz``. Raises InputError if it is damaged."""
+    import zipfile
+    import zlib
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged", "compute the result again with --overwrite")
+
+
 def pair_fingerprint(first: str, second: Photo | None) -> str:
     """Checksum of the work on a pair, from that on its first image and the second image."""
     import hashlib
@@ -244,10 +390,25 @@ def _write_flow_picture(flow: np.ndarray, path: Path) -> None:
     Image.fromarray(colour_flow(flow)).save(path)
 
 
-def draw_matches(matches: Matches, *, limit: int = DRAWN, max_side: int = 800) -> Image.Image:
-    """Both images at one height with up to ``limit`` matches, the most confident, spread over the image."""
+def _write_photo(photo: Photo, path: Path) -> None:
+    from vision3d.io.mesh import encode_texture
+
+    path.write_bytes(encode_texture(photo.rgb8, max_side=_SHOWN_SIDE, quality=90))
+
+
+def match_colours(matches: Matches) -> np.ndarray:
+    """(N, 3) uint8, the hue of a match from its direction from the middle of A."""
     import colorsys
 
+    height, width = matches.size_a
+    x, y = (matches.points_a / [width, height] - 0.5).T
+    hues = (np.arctan2(y, x) / (2 * np.pi)) % 1
+    colours = [colorsys.hsv_to_rgb(float(hue), 0.85, 1.0) for hue in hues]
+    return np.round(255 * np.array(colours).reshape(-1, 3)).astype(np.uint8)
+
+
+def draw_matches(matches: Matches, *, limit: int = DRAWN, max_side: int = 800) -> Image.Image:
+    """Both images at one height with up to ``limit`` matches, the most confident, spread over the image."""
     from PIL import Image, ImageDraw
 
     height = min(max_side, max(matches.size_a[0], matches.size_b[0], 256))
@@ -265,12 +426,11 @@ def draw_matches(matches: Matches, *, limit: int = DRAWN, max_side: int = 800) -
     sheet.paste(pictures[0], (0, 0))
     sheet.paste(pictures[1], (left, 0))
     draw = ImageDraw.Draw(sheet)
-    for i in _spread(matches, limit):
+    colours = match_colours(matches)
+    for i in spread(matches, limit):
         a, b = matches.points_a[i], matches.points_b[i]
-        x, y = a[0] / matches.size_a[1], a[1] / matches.size_a[0]
-        hue = (np.arctan2(y - 0.5, x - 0.5) / (2 * np.pi)) % 1
-        red, green, blue = colorsys.hsv_to_rgb(float(hue), 0.85, 1.0)
-        colour = round(255 * red), round(255 * green), round(255 * blue)
+        red, green, blue = colours[i].tolist()
+        colour = red, green, blue
         start = float(a[0] * scales[0]), float(a[1] * scales[0])
         end = left + float(b[0] * scales[1]), float(b[1] * scales[1])
         draw.line([start, end], fill=colour, width=1)
@@ -279,8 +439,8 @@ def draw_matches(matches: Matches, *, limit: int = DRAWN, max_side: int = 800) -
     return sheet
 
 
-def _spread(matches: Matches, limit: int) -> list[int]:
-    """Indices of matches to draw: from the most confident down, not two of them close together in A."""
+def spread(matches: Matches, limit: int) -> list[int]:
+    """Indices of up to ``limit`` matches to draw: from the most confident down, not two of them close together in A."""
     order = np.argsort(-matches.confidence, kind="stable")
     if len(order) <= limit:
         return [int(i) for i in order]

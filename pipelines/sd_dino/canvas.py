@@ -98,6 +98,13 @@ class CellGrid:
         """Canvas coordinates of the cells' middles: y (h,) and x (w,)."""
         return tuple(self.offset + self.step * np.arange(count) for count in self.shape)  # type: ignore[return-value]
 
+    def covering(self) -> tuple[slice, slice]:
+        """Rows and columns of the cells that are nearest to some place of the image."""
+        height, width = self.canvas.height, self.canvas.width
+        first, last = self.nearest(np.array([[0, 0], [width, height]]))
+        columns = self.shape[1]
+        return slice(first // columns, last // columns + 1), slice(first % columns, last % columns + 1)
+
     def inside(self, mask: np.ndarray | None = None) -> np.ndarray:
         """(h * w,) bool: cells at least a quarter of whose side lies on the image, with their middle in a mask of it.
 

@@ -11,6 +11,8 @@ from vision3d.pipelines.sd_dino.fusion import Metric, prepare, prepared_similari
 
 TEMPERATURE = 0.05
 """Of the softmax over cosine similarities behind confidences and places between cells."""
+REACH = 2
+"""Cells around the best one that share in a place between cells."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def between_cells(
     row: Tensor,  # [N, M] similarities on the scale of a cosine
     index: Tensor,  # [N] the best cell
     grid: tuple[int, int],
-    reach: int = 2,
+    reach: int = REACH,
 ) -> Tensor:
     """Continuous places (N, 2) as x, y in cells (centres at +0.5): softmax-weighted mean around the best cell."""
     height, width = grid

@@ -149,6 +149,7 @@ class MatchOptions:
         dense: also flow both ways.
         max_matches: chosen matches when no points are asked for.
         min_confidence: of chosen matches.
+        descriptors: keep the descriptors in half precision with the matches, for looking at similarities later.
     """
 
     features: Features = "sd+dino"
@@ -162,6 +163,7 @@ class MatchOptions:
     dense: bool = False
     max_matches: int = 500
     min_confidence: float = 0.0
+    descriptors: bool = False
 
     def check(self) -> None:
         """Refuses values that cannot work.

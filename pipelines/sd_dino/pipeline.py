@@ -30,7 +30,7 @@ from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha25
 from vision3d.backbone.sharing import has_file, identity
 from vision3d.errors import InputError, ResourceError, WeightsError
 from vision3d.io.photo import Photo, load_photo
-from vision3d.matches import Matches
+from vision3d.matches import CellDescriptors, Matches, PairDescriptors
 from vision3d.pipelines.sd_dino import flow as flows
 from vision3d.pipelines.sd_dino import matching, swap
 from vision3d.pipelines.sd_dino.canvas import Canvas, CellGrid, square
@@ -47,7 +47,7 @@ from vision3d.pipelines.sd_dino.features import (
     sample_map,
     tile_boxes,
 )
-from vision3d.pipelines.sd_dino.fusion import fuse
+from vision3d.pipelines.sd_dino.fusion import fuse, prepare
 from vision3d.pipelines.sd_dino.options import CONFIG, MatchOptions, SDDinoConfig
 from vision3d.pipelines.sd_dino.pca import DatasetPCA, by_grid, co_pca, project, stack_layers
 from vision3d.progress import say
@@ -118,6 +118,27 @@ class Descriptors:
     def map(self) -> Tensor:
         """The descriptors as an image ``(C, h, w)``."""
         return self.cells.T.unflatten(1, self.shape)
+
+    def kept(self, values: Tensor, allowed: Tensor, *, padding: bool) -> CellDescriptors:
+        """Values ``(h * w, C)`` of the cells that the image covers (or of all), in half precision.
+
+        Args:
+            values: for each cell.
+            allowed: (h * w,) bool: cells that may be matched to.
+            padding: keep the cells on the padding, too.
+        """
+        rows, columns = (slice(0, n) for n in self.shape) if padding else self.grid.covering()
+        part = values.unflatten(0, self.shape)[rows, columns]
+        corner = np.array([columns.start, rows.start], float)
+        canvas, step, offset = self.grid.canvas, self.grid.step, self.grid.offset
+        first, second = canvas.to_image(np.stack([corner, corner + 1]) * step + offset)
+        return CellDescriptors(
+            part.flatten(0, 1).half().cpu().numpy(),
+            (part.shape[0], part.shape[1]),
+            (float(first[0]), float(first[1])),
+            (float(second[0] - first[0]), float(second[1] - first[1])),
+            allowed.unflatten(0, self.shape)[rows, columns].flatten().cpu().numpy(),
+        )
 
 
 class SDDino:
@@ -553,6 +574,8 @@ class SDDino:
         found_here = None if chosen is None else a.grid.to_image(_middles(chosen, a.shape))
         asked = _checked_points(points, a.size) if found_here is None else found_here
         found: dict[str, Any] = self._transfer(a, b, asked, inside, metric, options)
+        if options.descriptors:
+            common["descriptors"] = _kept(descriptors, inside, options)
         return Matches(points_a=asked, flow_ab=flow_ab, flow_ba=flow_ba, **found, **common)
 
     def _transfer(
@@ -734,6 +757,27 @@ class SDDino:
 
     def __repr__(self) -> str:
         return f"SDDino ({self.weights_name}): {self.backbone!r}; {self.grid((1, 1)).shape[0]} cells along a side"
+
+
+def _kept(
+    pair: tuple[Descriptors, Descriptors], allowed: Sequence[Tensor], options: MatchOptions
+) -> PairDescriptors:
+    """The descriptors as they are compared, in half precision."""
+    metric: Any = options.resolved_metric
+    ready = [prepare(d.cells, metric, d.halves) for d in pair]
+    scale = max(float(values.abs().max()) for values in ready) or 1.0
+    sides = [
+        d.kept(values / scale, mask, padding=options.padding)
+        for d, values, mask in zip(pair, ready, allowed, strict=True)
+    ]
+    return PairDescriptors(
+        sides[0], sides[1],
+        measure="l1" if metric.startswith("l1") else "l2" if metric.startswith("l2") else "dot",
+        scale=scale,
+        metric=metric,
+        temperature=matching.TEMPERATURE,
+        reach=matching.REACH if options.subcell else 0,
+    )  # fmt: skip
 
 
 def _mutual_cells(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -206,6 +208,12 @@ def blend(image: np.ndarray, inside: np.ndarray, mask: np.ndarray, feather: floa
     return np.clip(np.round(mixed), 0, 255).astype(np.uint8)
 
 
+def _write_mask(mask: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+
+
 @dataclass(eq=False, repr=False)
 class SwapResult(Prediction):
     """An image whose object was painted in another one's.
@@ -248,10 +256,8 @@ class SwapResult(Prediction):
                 "the first image with the second one's object",
                 lambda path: Image.fromarray(self.picture).save(path),
             ),
-            "mask.png": (
-                "the first image's object in white",
-                lambda path: Image.fromarray(self.masks[0].astype(np.uint8) * 255).save(path),
-            ),
+            "mask_a.png": ("the first image's object in white", partial(_write_mask, self.masks[0])),
+            "mask_b.png": ("the second image's object in white", partial(_write_mask, self.masks[1])),
             "preview.png": ("both images and the result", lambda path: self.preview().save(path)),
         }
         if self.is_refined:

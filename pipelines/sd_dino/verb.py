@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +12,12 @@ import tyro
 
 from vision3d.errors import InputError
 from vision3d.pipelines.sd_dino.options import Conditioning, Features, MatchOptions, MetricName, Projection
+from vision3d.progress import say
 from vision3d.runs import RunSummary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
 
     from vision3d.io.images import Photo
@@ -106,6 +110,7 @@ def match(
     subcell: bool = True,
     max_matches: int = 500,
     min_confidence: float = 0.0,
+    descriptors: Literal["auto", "keep", "drop"] = "auto",
     seed: int = 0,
     recursive: bool = False,
     overwrite: bool = False,
@@ -115,7 +120,8 @@ def match(
 
     A and B are images, folders or patterns; all pairs are matched, each image is encoded once. For each pair,
     OUT/A__B/ gets matches.npz, matches.csv, preview.png, with --dense the flow both ways (.flo and a picture), and
-    result.json. Pairs that are complete are skipped; a bad file does not stop the others.
+    result.json. Pairs that are complete are skipped; a bad file does not stop the others. `vision3d view` shows them:
+    click a point, see where it goes.
 
     Args:
         a: image, folder or pattern.
@@ -137,6 +143,8 @@ def match(
         subcell: places between cells instead of at their middles.
         max_matches: at most so many matches where no points are given.
         min_confidence: of the matches where no points are given.
+        descriptors: keep them, from which the viewer tells where any point goes (descriptors.npz, up to 22 MB for a
+            pair with the published weights); auto keeps those of a single pair.
         seed: of the randomised projection.
         recursive: look into nested folders.
         overwrite: compute again what is there.
@@ -156,8 +164,11 @@ def match(
     options = MatchOptions(
         features=features, conditioning=conditioning, prompt=prompt, metric=metric, projection=projection,
         seed=seed, subcell=subcell, dense=dense, max_matches=max_matches, min_confidence=min_confidence,
+        descriptors=descriptors == "keep" or (descriptors == "auto" and len(jobs) == 1 and geometric is None),
     )  # fmt: skip
     options.check()
+    if geometric is not None and options.descriptors:
+        raise InputError("--descriptors keep with --geometric", "leave one of the two out")
     more = {
         "points": None if asked is None else asked.tolist(),
         "masks": [None if m is None else _digest(m) for m in masks],
@@ -335,12 +346,17 @@ def swap(
     prompt: str | None = None,
     projection: Projection = "exact",
     seed: int = 0,
+    click: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    open: bool = True,
     overwrite: bool = False,
     net: Annotated[Networks, tyro.conf.arg(name="")] = Networks(),
 ) -> RunSummary:
     """Put the object of photograph B in the place of that of photograph A (SD+DINO).
 
-    OUT/A__B/ gets swap.png, mask.png, preview.png and result.json.
+    OUT/A__B/ gets swap.png, mask_a.png, mask_b.png, preview.png and result.json. With --click you mark the objects in
+    the browser; the masks that were saved repeat the run without it.
 
     Args:
         a: the photograph that is changed.
@@ -359,6 +375,10 @@ def swap(
         prompt: caption for --conditioning text.
         projection: PCA of the pair, exact or randomised as published, or none.
         seed: of refinement and randomised projection.
+        click: mark those objects in the browser whose mask is auto.
+        host: address to listen on for --click; only this machine can connect to the default.
+        port: to listen on for --click; the next free one is taken if it is in use, 0 is any.
+        open: open the browser for --click.
         overwrite: compute again what is there.
         net: weights and device.
     """
@@ -383,12 +403,24 @@ def swap(
     options.check()
     jobs = pair_jobs(*sets)
     photos = sets[0].photo(jobs[0].first), sets[1].photo(jobs[0].second)
-    masks = tuple(object_mask(p, m, net.device) for p, m in zip(photos, (mask_a, mask_b), strict=True))
+    plan = net.plan()
+    clicked: Iterator[np.ndarray] = iter(())
+    sources = mask_a, mask_b
+    if click:
+        if "auto" not in sources:
+            raise InputError("--click where both masks are given", "leave one of the three out")
+        # By name, as the command line finds its verbs: the viewer stands above this module.
+        ask = import_module("vision3d.viewer.clicking").ask_masks
+        asked = [photo for photo, source in zip(photos, sources, strict=True) if source == "auto"]
+        clicked = iter(ask(asked, host=host, port=port, open_browser=open))
+    masks = tuple(
+        next(clicked) if click and source == "auto" else object_mask(photo, source, net.device)
+        for photo, source in zip(photos, sources, strict=True)
+    )
     more = {
         "refine": refine, "refine_prompt": refine_prompt, "refine_steps": refine_steps, "refine_seed": seed,
         "published": published, "resolution": resolution, "masks": [_digest(m) for m in masks],
     }  # fmt: skip
-    plan = net.plan()
     provenance = options.provenance(plan.name, plan.sha256, plan.config, **more)
 
     def process(job: PairJob, first: Photo, second: Photo) -> SwapResult:
@@ -400,7 +432,7 @@ def swap(
         result.provenance = provenance
         return result
 
-    return run_pairs(
+    summary = run_pairs(
         jobs,
         sets,
         process,
@@ -409,6 +441,10 @@ def swap(
         overwrite=overwrite,
         description="swap",
     )
+    if click:
+        folder = out / jobs[0].name
+        say(f"without clicking: --mask-a {folder / 'mask_a.png'} --mask-b {folder / 'mask_b.png'}")
+    return summary
 
 
 def parse_points(words: tuple[str, ...]) -> np.ndarray:

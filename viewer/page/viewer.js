@@ -1,16 +1,8 @@
-// The viewer of exported pages: WebGL2, no library. The world has OpenCV axes (x right, y down, z forward);
-// scene.json in the page says what there is, and the blobs beside it hold arrays (see pages.py) and pictures.
-"use strict";
+// The viewer of exported pages: WebGL2, no library. The world has OpenCV axes (x right, y down, z forward).
 (() => {
-const scene = JSON.parse(document.getElementById("scene").textContent);
-const canvas = document.getElementById("canvas");
-const panel = document.getElementById("panel");
-const message = document.getElementById("message");
+canvas.setAttribute("aria-label", "3D scene: drag to turn, wheel to zoom, right drag to move");
 const gl = canvas.getContext("webgl2", { antialias: true, alpha: false, powerPreference: "high-performance" });
 
-const say = text => { message.textContent = text; message.hidden = !text; };
-document.getElementById("title").textContent = scene.title;
-document.getElementById("note").textContent = scene.note;
 if (!gl) { say("This page needs WebGL 2, which this browser does not offer."); return; }
 
 // ---- vectors and matrices (column-major, as WebGL takes them)
@@ -31,47 +23,6 @@ function multiply(a, b) {
     out[c * 4 + r] = sum;
   }
   return out;
-}
-
-// ---- the page's data
-
-async function inflate(id) {
-  const node = document.getElementById("blob" + id);
-  const text = atob(node.textContent.trim());
-  node.remove();  // its text is not needed twice
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
-}
-
-// Arrays are stored as planes of equally significant bytes, deflated; indices as differences, zigzag coded.
-async function readArray(entry) {
-  const packed = await inflate(entry.blob);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const planes = new Uint8Array(await new Response(stream).arrayBuffer());
-  const count = entry.shape.reduce((a, b) => a * b, 1), size = entry.dtype === "u1" ? 1 : 4;
-  const bytes = new Uint8Array(count * size);
-  for (let p = 0; p < size; p++) for (let i = 0, at = p * count; i < count; i++) bytes[i * size + p] = planes[at + i];
-  if (entry.dtype === "u1") return bytes;
-  if (entry.dtype === "f4") return new Float32Array(bytes.buffer);
-  const values = new Uint32Array(bytes.buffer);
-  let last = 0;
-  for (let i = 0; i < count; i++) {
-    const z = values[i];
-    last += (z >>> 1) ^ -(z & 1);
-    values[i] = last;
-  }
-  return values;
-}
-
-async function readImage(entry) {
-  const bytes = await inflate(entry.blob);
-  const url = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
-  const image = new Image();
-  image.src = url;
-  await image.decode();
-  URL.revokeObjectURL(url);
-  return image;
 }
 
 // ---- shaders
@@ -542,12 +493,8 @@ const BACKGROUNDS = {
   night: [[.055, .071, .094], [.145, .18, .227]], day: [[.80, .83, .86], [.95, .96, .97]],
   black: [[0, 0, 0], [0, 0, 0]], white: [[1, 1, 1], [1, 1, 1]],
 };
-let waiting = false, ready = false;
-function redraw() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => { waiting = false; draw(); });
-}
+let ready = false;
+page.draw = draw;
 function draw() {
   const ratio = Math.min(window.devicePixelRatio || 1, 2);
   const w = Math.max(1, Math.round(canvas.clientWidth * ratio)), h = Math.max(1, Math.round(canvas.clientHeight * ratio));
@@ -590,48 +537,11 @@ function screenshot() {
     paint.fillStyle = "#fff";
     paint.fillText(label.textContent, x, y);
   }
-  picture.toBlob(blob => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = `${scene.title.replace(/[^\p{L}\p{N}._-]+/gu, "_") || "view"}.png`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  }, "image/png");
+  savePicture(picture);
 }
 
 // ---- the panel
 
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-function section(title, ...children) {
-  panel.append(element("section", {}, element("h2", { textContent: title }), ...children));
-}
-function slider(text, value, low, high, step, show, change) {
-  const input = element("input", { type: "range", min: low, max: high, step, value, ariaLabel: text });
-  const output = element("output", { textContent: show(value) });
-  input.addEventListener("input", () => { output.textContent = show(+input.value); change(+input.value); redraw(); });
-  return element("div", { className: "row" }, element("label", { textContent: text }), input, output);
-}
-function choice(text, options, value, change) {
-  const select = element("select", { ariaLabel: text });
-  for (const [key, label] of options) select.append(element("option", { value: key, textContent: label, selected: key === value }));
-  select.addEventListener("change", () => { change(select.value); redraw(); });
-  return element("div", { className: "row" }, element("label", { textContent: text }), select);
-}
-function tick(text, value, change) {
-  const input = element("input", { type: "checkbox", checked: value });
-  input.addEventListener("change", () => { change(input.checked); redraw(); });
-  return element("label", { title: text }, input, text);
-}
-function button(text, title, press) {
-  const made = element("button", { type: "button", textContent: text, title });
-  made.addEventListener("click", () => press(made));
-  return made;
-}
-const percent = value => Math.round(value * 100) + " %";
 let measureButton = null;
 function setMeasuring(on) {
   state.measuring = on;
