@@ -44,7 +44,7 @@ def normals_layers(result: ResultFolder) -> list[Layer]:
 @shows("camera")
 def camera_layers(result: ResultFolder) -> list[Layer]:
     """The photograph in its camera; with metric depth, also all that depth shows."""
-    return depth_layers(result) if result.record.get("space") else generic_layers(result)
+    return list(depth_layers(result)) if result.record.get("space") else generic_layers(result)
 
 
 @shows("scene")
