@@ -70,9 +70,11 @@ def ray_points(
     if not near.any():
         return None
     candidates = np.flatnonzero(near)
-    # Of the frontmost ones the one closest to the ray, not merely the one that happens to be first.
-    first = along[candidates].min()
-    front = candidates[along[candidates] <= first + max(2 * radius, 2 * POINT_TOLERANCE * first)]
+    # Of the frontmost surface, however slanted, the one closest to the ray: it ends where there is a gap in depth.
+    candidates = candidates[np.argsort(along[candidates])]
+    depths = along[candidates]
+    gaps = np.diff(depths) > np.maximum(2 * radius, 2 * POINT_TOLERANCE * depths[:-1])
+    front = candidates[: int(np.argmax(gaps)) + 1] if gaps.any() else candidates
     best = front[np.argmin(away[front])]
     return float(along[best]), int(best)
 

@@ -40,7 +40,7 @@ def demo(example_photo: Path) -> DepthPrediction:
 def folder(demo: DepthPrediction, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its result folder, small enough to be drawn by a processor."""
     path = tmp_path_factory.mktemp("maps") / "desk"
-    demo.save(path, limits=GeometryLimits(max_points=160_000, max_vertices=30_000))
+    demo.save(path, limits=GeometryLimits(max_points=60_000, max_vertices=30_000))
     return path
 
 

@@ -415,6 +415,19 @@ def test_the_nearest_layer_is_hit_and_points_within_their_radius() -> None:
     assert pick([], origin, ahead) is None
 
 
+def test_a_click_on_a_slanted_cloud_takes_the_point_under_it_but_never_one_behind_another_surface() -> None:
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 201), np.linspace(-0.5, 0.5, 201))
+    slanted = np.stack([x, y, 3 + 4 * x], axis=-1).reshape(-1, 3).astype(np.float32)
+    behind = np.float32([[0, 0, 9]])
+    for cloud in (slanted, np.concatenate([slanted, behind])):
+        hit = pick([PointsLayer(name="p", cloud=PointCloud(cloud))], np.zeros(3), np.array([0, 0, 1.0]))
+        assert hit is not None
+        assert hit.position == pytest.approx([0, 0, 3], abs=1e-6)
+    front = np.float32([[0.012, 0, 2.5]])  # a little aside, in front
+    layer = PointsLayer(name="p", cloud=PointCloud(np.concatenate([slanted, behind, front])))
+    assert pick([layer], np.zeros(3), np.array([0, 0, 1.0])).position == pytest.approx([0.012, 0, 2.5])
+
+
 def test_lengths_say_whether_they_are_real() -> None:
     assert distance_text(1.23456, "m") == "1.235 m"
     assert distance_text(1.23456, None) == "1.235 (not metric)"

@@ -253,9 +253,7 @@ class PointsLayer extends Layer {
     gl.drawArrays(gl.POINTS, 0, this.count);
   }
   hit(o, d) {
-    const p = this.positions, seen = this.entry.seen_from, angle = scene.tolerance;
-    let first = Infinity;
-    const near = [];
+    const p = this.positions, seen = this.entry.seen_from, angle = scene.tolerance, near = [];
     for (let i = 0; i < p.length; i += 3) {
       const x = p[i] - o[0], y = p[i + 1] - o[1], z = p[i + 2] - o[2], t = x * d[0] + y * d[1] + z * d[2];
       if (t <= 0) continue;
@@ -263,9 +261,12 @@ class PointsLayer extends Layer {
       const own = seen ? Math.hypot(p[i] - seen[0], p[i + 1] - seen[1], p[i + 2] - seen[2]) : 1;
       if (away > Math.max(own * this.size / 2, angle * t)) continue;
       near.push([t, away, i]);
-      if (t < first) first = t;
     }
-    const front = near.filter(n => n[0] <= first * (1 + 2 * angle)).sort((a, b) => a[1] - b[1])[0];
+    // of the frontmost surface, however slanted, the point closest to the ray: it ends where there is a gap in depth
+    near.sort((a, b) => a[0] - b[0]);
+    let end = 1;
+    while (end < near.length && near[end][0] - near[end - 1][0] <= 2 * angle * near[end - 1][0]) end++;
+    const front = near.slice(0, end).sort((a, b) => a[1] - b[1])[0];
     return front ? { t: front[0], position: [p[front[2]], p[front[2] + 1], p[front[2] + 2]] } : null;
   }
 }
