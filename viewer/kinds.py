@@ -7,10 +7,11 @@ from typing import cast, get_args
 import numpy as np
 
 from vision3d.camera import invert_pose
-from vision3d.colour import colour_depth, colour_labels, colour_normals, colour_values, shade_normals
+from vision3d.colour import colour_depth, colour_labels, colour_normals, colour_uncertainty, shade_normals
 from vision3d.errors import InputError
 from vision3d.geometry.normals import FRAMES, convert_normals, normals_from_depth, rotate_normals
 from vision3d.results import DepthPrediction, DepthSpace
+from vision3d.scene import ScenePrediction
 from vision3d.viewer.registry import ResultFolder, generic_layers, shows
 from vision3d.viewer.scene import Layer
 
@@ -37,7 +38,7 @@ def normals_layers(result: ResultFolder) -> list[Layer]:
     uncertainty = result.array("uncertainty.npy")
     if uncertainty is not None and uncertainty.shape == normals.shape[:2]:
         there = np.square(normals).sum(-1) > 0.25
-        looks["uncertainty"] = colour_values(uncertainty, there, limits=(0, 30), name="magma")
+        looks["uncertainty"] = colour_uncertainty(uncertainty, there)
     return generic_layers(result, looks)
 
 
@@ -50,21 +51,10 @@ def camera_layers(result: ResultFolder) -> list[Layer]:
 @shows("scene")
 def scene_layers(result: ResultFolder) -> list[Layer]:
     """Camera, mesh and points of the fused surface, with every map that it was fused from laid over."""
-    looks = {}
-    for name, file in (("depth", "fused_depth.npy"), ("metric depth", "metric_depth.npy")):
-        depth = _map(result, file)
-        if depth is not None:
-            looks[name] = colour_depth(depth)
-    relative = _map(result, "relative_depth.npy")
-    if relative is not None:
-        looks["relative depth"] = colour_depth(relative, inverse=True)
-    normals = _map(result, "normals.npy", 3)
-    if normals is not None:
-        looks["normals"] = colour_normals(normals)
-    fused = _map(result, "fused_depth.npy")
-    if fused is not None and result.camera is not None:
-        looks["surface normals"] = colour_normals(normals_from_depth(fused, result.camera))
-    return generic_layers(result, looks)
+    scene = ScenePrediction.load(result.path)
+    return generic_layers(
+        result, scene.pictures() | {"surface normals": colour_normals(scene.fused_normals())}
+    )
 
 
 def read_normals(result: ResultFolder) -> np.ndarray:
@@ -73,8 +63,10 @@ def read_normals(result: ResultFolder) -> np.ndarray:
     Raises:
         InputError: files that are missing or damaged.
     """
-    field = _map(result, "normals.npy", 3)
+    field = result.array("normals.npy")
     frame, again = result.record.get("frame"), "compute the result again with --overwrite"
+    if field is not None and result.size is not None and field.shape != (*result.size, 3):
+        raise InputError(f"{result.path / 'normals.npy'} is {field.shape}, not {(*result.size, 3)}", again)
     if field is None or (frame not in FRAMES and frame != "world"):
         raise InputError(f"{result.path} holds no normals that can be shown", again)
     if frame != "world":
@@ -83,17 +75,6 @@ def read_normals(result: ResultFolder) -> np.ndarray:
         return rotate_normals(field, invert_pose(np.asarray(result.record["pose"], np.float64)))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the pose of {result.path} is damaged", again) from error
-
-
-def _map(result: ResultFolder, name: str, channels: int | None = None) -> np.ndarray | None:
-    """A map of the result's size, or None if the result has none. Raises InputError if it does not fit."""
-    values = result.array(name)
-    if values is None:
-        return None
-    wanted = result.size if result.size is None or channels is None else (*result.size, channels)
-    if wanted is not None and values.shape != wanted:
-        raise InputError(f"{result.path / name} is {values.shape}, not {wanted}", "compute the result again")
-    return values
 
 
 def read_depth(result: ResultFolder) -> DepthPrediction:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from vision3d.errors import InputError
 from vision3d.io.mesh import encode_glb
@@ -37,7 +38,7 @@ from vision3d.viewer.scene import (
     thinned,
     views,
 )
-from vision3d.viewer.server import LOOPBACK, PORT, check_address, url_of
+from vision3d.viewer.server import LOOPBACK, PORT, Running, check_address, url_of
 
 if TYPE_CHECKING:
     import viser
@@ -272,7 +273,7 @@ class _ShownItem:
         return self._layers
 
 
-class LiveViewer:
+class LiveViewer(Running):
     """A running viewer.
 
     Args:
@@ -303,6 +304,7 @@ class LiveViewer:
     ) -> None:
         import viser
 
+        super().__init__()
         self.point_size, self.point_scale = point_size, 1.0
         self.look, self.strength = "", 1.0
         self.measurements: list[Measurement] = []
@@ -310,7 +312,7 @@ class LiveViewer:
         self._marks: list[Any] = []
         self._lock = threading.RLock()
         self._changed: dict[int, _Shown] = {}
-        self._wake, self._closed = threading.Event(), threading.Event()
+        self._wake = threading.Event()
         shown = shown_at_start(items)
         self.items = [
             _ShownItem(self, item, on, n) for n, (item, on) in enumerate(zip(items, shown, strict=True))
@@ -338,16 +340,8 @@ class LiveViewer:
 
     # ---- running
 
-    def wait(self) -> None:
-        """Until :meth:`stop` or Ctrl-C."""
-        while not self._closed.wait(0.5):
-            pass
-
-    def stop(self) -> None:
-        """Close the server."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
+    @override
+    def _close(self) -> None:
         self._wake.set()
         self._sender.join(5)
         with contextlib.redirect_stdout(
@@ -356,12 +350,6 @@ class LiveViewer:
             self.server.stop()
             for thread in self._threads:
                 thread.join(3)
-
-    def __enter__(self) -> LiveViewer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _change(self, layers: Sequence[_Shown]) -> None:
         with self._lock:

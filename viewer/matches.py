@@ -47,15 +47,15 @@ def pair_layers(result: ResultFolder) -> list[Layer]:
     return [PairLayer(name="pair", matches=Matches.load(result.path), photos=photos)]
 
 
-class PairViewer:
+class PairViewer(PageServer):
     """A running viewer of pairs of photographs.
 
     Args:
         items: pairs; each is read when it is looked at, the first one at once.
-        host: address to listen on; only this machine can connect to the default.
-        port: to listen on, or the next free one; 0 is any free one.
         title: of the page.
         background: at the start.
+        host: address to listen on; only this machine can connect to the default.
+        port: to listen on, or the next free one; 0 is any free one.
 
     Attributes:
         url: where to look.
@@ -68,16 +68,15 @@ class PairViewer:
         self,
         items: Sequence[Item],
         *,
-        host: str = LOOPBACK,
-        port: int = PORT,
         title: str | None = None,
         background: Background = "night",
+        host: str = LOOPBACK,
+        port: int = PORT,
     ) -> None:
         self.items = items
         self._title, self._background = title or title_of(items), background
         _ = items[0].layers
-        self._server = PageServer(self._page, host=host, port=port)
-        self.host, self.port, self.url = host, self._server.port, self._server.url
+        super().__init__(self._page, host=host, port=port)
 
     def _page(self, path: str) -> Answer | None:
         with contextlib.suppress(ValueError):
@@ -86,20 +85,6 @@ class PairViewer:
                 text = pairs_page(self.items, title=self._title, background=self._background, shown=number)
                 return "text/html", text.encode()
         return None
-
-    def wait(self) -> None:
-        """Until :meth:`stop` or Ctrl-C."""
-        self._server.wait()
-
-    def stop(self) -> None:
-        """Close the server."""
-        self._server.stop()
-
-    def __enter__(self) -> PairViewer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def pairs_page(

@@ -7,10 +7,13 @@ import ipaddress
 import json
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
+
+from typing_extensions import Self, override
 
 from vision3d.errors import InputError, Vision3DError
 
@@ -65,7 +68,35 @@ def url_of(host: str, port: int) -> str:
     return f"http://{name}:{port}"
 
 
-class PageServer:
+class Running(ABC):
+    """Something that listens until it is stopped, or its ``with`` block ends."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def wait(self) -> None:
+        """Until :meth:`stop` or Ctrl-C."""
+        while not self._closed.wait(0.5):
+            pass
+
+    def stop(self) -> None:
+        """Close the server."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._close()
+
+    @abstractmethod
+    def _close(self) -> None:
+        """What :meth:`stop` does, once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class PageServer(Running):
     """A running server.
 
     What is asked by another site's page is refused, and on a loopback address also what was asked under another name
@@ -93,6 +124,7 @@ class PageServer:
         host: str,
         port: int,
     ) -> None:
+        super().__init__()
         free = check_address(host, port)
         self.host = host
 
@@ -107,7 +139,6 @@ class PageServer:
         self._server = Server((host, free), Handler)
         self.port = self._server.server_port
         self.url = url_of(host, self.port)
-        self._closed = threading.Event()
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.1},
@@ -116,24 +147,11 @@ class PageServer:
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until :meth:`stop` or Ctrl-C."""
-        while not self._closed.wait(0.5):
-            pass
-
-    def stop(self) -> None:
-        """Close the server."""
-        if not self._closed.is_set():
-            self._closed.set()
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join(5)
-
-    def __enter__(self) -> PageServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    @override
+    def _close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
 
 
 class _Handler(BaseHTTPRequestHandler):

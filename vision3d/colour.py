@@ -76,6 +76,11 @@ def colour_depth(depth: np.ndarray, valid: np.ndarray | None = None, *, inverse:
     return colour_values(depth, valid, reverse=inverse)
 
 
+def colour_uncertainty(degrees: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 of angles of doubt (H, W): black for 0, white from 30 degrees on, grey where invalid."""
+    return colour_values(degrees, valid, limits=(0, 30), name="magma")
+
+
 def colour_normals(normals: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of camera-space normals in OpenCV axes, zero vectors grey.
 

@@ -386,7 +386,7 @@ class NormalPrediction(Prediction):
 
     def preview(self) -> Image.Image:
         """The photograph beside its normals (red to the right, green up, blue to the camera) and uncertainty."""
-        from vision3d.colour import colour_normals, colour_values, side_by_side
+        from vision3d.colour import colour_normals, colour_uncertainty, side_by_side
 
         panels = []
         if self.photo is not None:
@@ -399,7 +399,7 @@ class NormalPrediction(Prediction):
             panels.append(np.asarray(picture))
         panels.append(colour_normals(self.normals))
         if self.uncertainty is not None:
-            panels.append(colour_values(self.uncertainty, self.usable(), limits=(0, 30), name="magma"))
+            panels.append(colour_uncertainty(self.uncertainty, self.usable()))
         return side_by_side(panels)
 
     def writers(self, formats: tuple[str, ...], limits: GeometryLimits) -> dict[str, tuple[str, Writer]]:

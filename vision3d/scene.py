@@ -409,20 +409,31 @@ class ScenePrediction(Prediction):
         cloud.normals = grid_points(normals, there, max_points=max_points).positions
         return cloud
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Every map as a picture (H, W, 3) uint8 of the maps' size: those it was fused from, and the fused depth."""
+        from vision3d.colour import colour_depth, colour_normals
+
+        metric_there = np.isfinite(self.metric) if self.sky is None else np.isfinite(self.metric) & ~self.sky
+        relative = (
+            {} if self.relative is None else {"relative depth": colour_depth(self.relative, inverse=True)}
+        )
+        return relative | {
+            "metric depth": colour_depth(self.metric, metric_there),
+            "normals": colour_normals(self.normals),
+            "depth": colour_depth(self.fused, self.usable()),
+        }
+
     def preview(self) -> Image.Image:
         """A sheet: photograph, relative and metric depth, normals, fused depth and its relief."""
-        from vision3d.colour import colour_depth, colour_normals, contact_sheet, shade_normals
+        from vision3d.colour import contact_sheet, shade_normals
 
+        titles = {
+            "relative depth": "relative depth (near is red)",
+            "depth": f"fused depth: {self._range_text()}",
+        }
         panels = [("photograph", self.colours())] if self.photo is not None else []
-        if self.relative is not None:
-            panels.append(("relative depth (near is red)", colour_depth(self.relative, inverse=True)))
-        metric_there = np.isfinite(self.metric) if self.sky is None else np.isfinite(self.metric) & ~self.sky
-        panels += [
-            ("metric depth", colour_depth(self.metric, metric_there)),
-            ("normals", colour_normals(self.normals)),
-            (f"fused depth: {self._range_text()}", colour_depth(self.fused, self.usable())),
-            ("fused surface", shade_normals(self.fused_normals())),
-        ]
+        panels += [(titles.get(name, name), picture) for name, picture in self.pictures().items()]
+        panels.append(("fused surface", shade_normals(self.fused_normals())))
         return contact_sheet(panels)
 
     def export(self, path: str | os.PathLike[str], limits: GeometryLimits | None = None) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vision3d.evaluation.parity.case import Case, UnknownVariant
+from vision3d.evaluation.parity.portable import time_embeddings
 from vision3d.evaluation.parity.registry import Results, check
 
 
@@ -80,9 +81,6 @@ def _pipeline(case: Case) -> Any:
 @check("primedepth", "rules", options=("input_columns", "max_size"))
 def rules(case: Case) -> Results:
     """Working size, resizing, schedule, time embedding."""
-    import torch
-    from diffusers.models.embeddings import get_timestep_embedding
-
     from vision3d.backbone import schedule
     from vision3d.backbone.unet import time_embedding
     from vision3d.pipelines.primedepth.pipeline import resize_image, working_size
@@ -102,9 +100,7 @@ def rules(case: Case) -> Results:
     abar = schedule.alphas_cumprod()
     results["alphas_cumprod"] = abar
     results["sqrt_acp"], results["sqrt_1m_acp"] = np.sqrt(abar[:4]), np.sqrt(1 - abar[:4])
-    results["t_emb_320"] = get_timestep_embedding(
-        torch.tensor([1]), 320, flip_sin_to_cos=True, downscale_freq_shift=0
-    )
+    results["t_emb_320"] = time_embeddings([(1, 320)])[0][None]
     results["time_embed"] = time_embedding(_pipeline(case).unet, 1, 1)
     return results
 

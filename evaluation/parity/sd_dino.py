@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from vision3d.evaluation.parity import recipe
 from vision3d.evaluation.parity.case import Case
+from vision3d.evaluation.parity.portable import time_embeddings
 from vision3d.evaluation.parity.registry import Results, check
 
 
@@ -166,40 +166,20 @@ def noise_schedule(case: Case) -> Results:
     spatial = dict(
         re.findall(r"(noisy latents|resized noise)[^()]*\(spatial ::(\d+)\)", case.meta["description"])
     )
+    asked = {
+        name: (int(match[2]), int(match[1]))
+        for name in case.outputs
+        if (match := re.fullmatch(r"temb(\d+)_(\d+)", name))
+    }
+    results |= zip(asked, time_embeddings(list(asked.values())), strict=True)
     for name in case.outputs:
         if match := re.fullmatch(r"noisy_(\d+)", name):
             step = int(spatial.get("noisy latents", 1))
             results[name] = add_noise(latent, noise, int(match[1]))[0, :, ::step, ::step]
-        elif match := re.fullmatch(r"temb(\d+)_(\d+)", name):
-            results[name] = time_embedding(int(match[2]), int(match[1]))
         elif match := re.fullmatch(r"noise_(\d+)x(\d+)", name):
             step = int(spatial.get("resized noise", 1))
             results[name] = fixed_noise((int(match[1]), int(match[2])))[0, :, ::step, ::step]
     return results
-
-
-def time_embedding(step: int, width: int) -> np.ndarray:
-    """(width,) float32, diffusers' embedding of one step, as its arithmetic is on every processor.
-
-    The math library under torch takes the exponential of the frequencies by other instructions on other processors; a
-    last bit of it is 4e-6 of the embedding at step 100. What is asked for is the path that all of them have, which
-    has to be chosen before a process computes anything.
-    """
-    import subprocess
-    import sys
-
-    script = (
-        "import sys, torch; from diffusers.models.embeddings import get_timestep_embedding as embed; "
-        "out = embed(torch.tensor([int(sys.argv[1])]), int(sys.argv[2]), flip_sin_to_cos=True, downscale_freq_shift=0);"
-        " sys.stdout.buffer.write(out[0].numpy().tobytes())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(step), str(width)],
-        env={**os.environ, "MKL_CBWR": "COMPATIBLE"},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return np.frombuffer(done.stdout, np.float32)
 
 
 @check("sd_dino", "clip_image")

@@ -29,6 +29,7 @@ from vision3d.backbone.schedule import add_noise, alpha_sigma, to_x0, training_t
 from vision3d.backbone.vae import encode_moments
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError, Vision3DError, WeightsError
+from vision3d.geometry.rays import ray_angles
 from vision3d.io.files import atomic_path, atomic_write_json
 from vision3d.pipelines.dmcalib import augmentation
 from vision3d.pipelines.dmcalib.camera_image import (
@@ -59,7 +60,7 @@ from vision3d.training.data import (
     open_source,
 )
 from vision3d.training.dense import recipe_settings
-from vision3d.training.losses import gradient_matching_loss
+from vision3d.training.losses import gradient_matching_loss, known_depth
 from vision3d.training.prior import TurnTaking, checksums, component_folder, load_module, preset
 from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
 
@@ -900,18 +901,14 @@ class DepthTask(_DMCalibTask):
         factors = torch.exp(r.camera_noise * torch.randn(len(batch["focal"]), generator=generator))
         height, width = batch["image"].shape[-2:]
         focal = batch["focal"].cpu() * factors[:, None]
-        x = (torch.arange(width) + 0.5)[None] - batch["centre"].cpu()[:, :1]
-        y = (torch.arange(height) + 0.5)[None] - batch["centre"].cpu()[:, 1:]
-        x, y = x / focal[:, :1], y / focal[:, 1:]
-        theta = torch.arctan(x)[:, None, :].expand(-1, height, -1) / math.pi
-        psi = torch.arctan(y[:, :, None] / torch.sqrt(1 + x.square())[:, None, :]) / math.pi
+        theta, psi = (ray_angles(focal, batch["centre"].cpu(), (height, width)) / math.pi).unbind(1)
         span, polar = AZIMUTH[1] - AZIMUTH[0], POLAR[1] - POLAR[0]
         angles = torch.stack([2 * theta / span, -2 * psi / polar], dim=1).clamp(-1, 1)
         shown = torch.cat([angles.to(batch["camera"]), batch["camera"][:, 2:]], dim=1)
         return torch.where(batch["mask"][:, None], shown, batch["camera"].new_tensor(-1.0))
 
     def _losses(self, out: Tensor, depth: Tensor, mask: Tensor, span: float) -> dict[str, Tensor]:
-        known = mask & torch.isfinite(depth) & (depth > 1e-3)
+        known = mask & known_depth(depth)
         depth = torch.where(known, depth, depth.new_ones(())).clamp_max(span)
         target = self.limit * (2 * depth / span - 1)
         count = known.sum().clamp_min(1)
@@ -946,7 +943,7 @@ class DepthTask(_DMCalibTask):
             images, cameras = (torch.stack([h[n] for h in part]).to(self.device) for n in ("image", "camera"))
             predicted = self.predict(images, cameras).cpu()
             for example, depth in zip(part, predicted, strict=True):
-                known = torch.isfinite(example["depth"]) & (example["depth"] > 1e-3)
+                known = known_depth(example["depth"])
                 truth = example["depth"][known]
                 depths.append(truth)
                 errors.append(float(((depth[known] - truth).abs() / truth).mean()))

@@ -11,7 +11,7 @@ still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. The
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +26,7 @@ from typing_extensions import override
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
+from vision3d.geometry.rays import ray_angles
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
     describe_source,
@@ -35,6 +36,7 @@ from vision3d.training.losses import (
     affine_invariant_loss,
     aligned_absrel,
     inverse_depth,
+    known_depth,
     normal_loss,
     normal_picture,
 )
@@ -104,7 +106,7 @@ class Geometry(NamedTuple):
     normals: Tensor
     """(B, 3, H, W), OpenCV camera frame, of any length."""
     rays: Tensor
-    """(B, 2, H, W), azimuth and elevation, see :func:`ray_angles`."""
+    """(B, 2, H, W), azimuth and elevation, see :func:`vision3d.geometry.rays.ray_angles`."""
     log_depth: Tensor
     """(B, H, W), logarithm of depth in metres."""
 
@@ -172,7 +174,7 @@ class GeometryPriorTask(CaptionedTask):
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
         absrel = aligned_absrel(prediction, inverse, valid)
         angular = normal_loss(told.normals, _at_cells(batch["normals"], prediction))
-        rays = (told.rays - _at_cells(ray_angles(batch["K"], images.shape[-2:]), prediction)).abs().mean()
+        rays = (told.rays - _at_cells(_rays(batch["K"], images), prediction)).abs().mean()
         metric = _log_error(told.log_depth, _at_cells(batch["depth"], prediction))
         loss = loss + recipe.absrel_weight * absrel + recipe.normal_weight * angular
         loss = loss + recipe.ray_weight * rays + recipe.metric_weight * metric
@@ -213,7 +215,7 @@ class GeometryPriorTask(CaptionedTask):
             cosine = F.cosine_similarity(told.normals, normals, dim=1).clamp(-1, 1)
             known = normals.square().sum(1) > 0.25
             scores["angle"].append(float(torch.rad2deg(torch.arccos(cosine[known])).mean()))
-            rays = _at_cells(ray_angles(K, images.shape[-2:]), prediction)
+            rays = _at_cells(_rays(K, images), prediction)
             scores["ray_angle"].append(float(torch.rad2deg((told.rays - rays).abs()).mean()))
             scores["log_depth"].append(float(_log_error(told.log_depth, _at_cells(depth, prediction))))
         return {name: float(np.mean(values)) for name, values in scores.items()}
@@ -246,18 +248,9 @@ class GeometryPriorTask(CaptionedTask):
         }
 
 
-def ray_angles(
-    K: Tensor,  # (B, 3, 3), pixels
-    size: Sequence[int],  # (height, width)
-) -> Tensor:  # (B, 2, H, W), radians
-    """Azimuth to the right and elevation downwards of the ray through every pixel's centre."""
-    height, width = size
-    u = torch.arange(width, device=K.device) + 0.5
-    v = torch.arange(height, device=K.device)[:, None] + 0.5
-    x = (u - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]
-    y = (v - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
-    x, y = torch.broadcast_tensors(x, y)
-    return torch.stack([torch.atan(x), torch.atan2(y, (1 + x.square()).sqrt())], dim=1)
+def _rays(K: Tensor, images: Tensor) -> Tensor:
+    """Angles (B, 2, H, W) of the rays of cameras (B, 3, 3) that took images (B, 3, H, W)."""
+    return ray_angles(torch.stack([K[:, 0, 0], K[:, 1, 1]], 1), K[:, :2, 2], images.shape[-2:])
 
 
 def _log_error(
@@ -265,7 +258,7 @@ def _log_error(
     depth: Tensor,  # (B, H, W), metres, inf for sky
 ) -> Tensor:
     """Mean distance of the logarithm of depth over pixels that have a depth."""
-    known = torch.isfinite(depth) & (depth > 1e-3)
+    known = known_depth(depth)
     error = (log_depth - torch.where(known, depth, torch.ones_like(depth)).log()).abs() * known
     return error.sum() / known.sum().clamp_min(1)
 

@@ -108,9 +108,14 @@ def affine_invariant_loss(
     return ssi + gradient_weight * gradient, {"ssi": ssi.detach(), "gradient": gradient.detach()}
 
 
+def known_depth(depth: Tensor) -> Tensor:
+    """Where depth in metres is known, of its shape: neither sky (infinite) nor missing (0)."""
+    return torch.isfinite(depth) & (depth > 1e-3)
+
+
 def inverse_depth(depth: Tensor, sky: str = "mask") -> tuple[Tensor, Tensor]:
     """Inverse depth (B, H, W) in 1/m and its validity; sky (infinite depth) is 0 and valid only for ``far``."""
-    known = torch.isfinite(depth) & (depth > 1e-3)
+    known = known_depth(depth)
     inverse = torch.where(known, 1 / depth.clamp_min(1e-3), torch.zeros_like(depth))
     return inverse, known | torch.isinf(depth) if sky == "far" else known
 
