@@ -71,7 +71,7 @@ class GeometryPriorRecipe:
         denoising_weight, denoising_every: of the UNet's own loss.
         caption_dropout: share of captions replaced by "".
         scale: smallest and largest crop relative to the sample.
-        photometric: share of images that are strongly augmented; milder than later stages, to learn faster.
+        photometric: share of images that are strongly augmented.
         world: (height, width) of scenes that are rendered when there is no cache.
     """
 
@@ -89,7 +89,7 @@ class GeometryPriorRecipe:
     denoising_every: int = 16
     caption_dropout: float = 0.9
     scale: tuple[float, float] = (0.7, 1.0)
-    photometric: float = 0.5
+    photometric: float = 0.8
     world: tuple[int, int] = (120, 160)
     warmup: int = 200
     ema: float = 0.998
