@@ -24,11 +24,8 @@ import numpy as np
 
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
+from vision3d.geometry.rays import AZIMUTH, POLAR
 
-AZIMUTH = (-0.31, 0.31)
-"""Range of theta / pi that a Camera Image can hold."""
-POLAR = (0.21, 0.79)
-"""Range of phi / pi."""
 GREY = (0.299, 0.587, 0.114)
 CLIPPED = 1e-3
 """Values this close to 0 or 1 may have been cut off, and say nothing."""

@@ -29,13 +29,11 @@ from vision3d.backbone.schedule import add_noise, alpha_sigma, to_x0, training_t
 from vision3d.backbone.vae import encode_moments
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError, Vision3DError, WeightsError
-from vision3d.geometry.rays import ray_angles
+from vision3d.geometry.rays import AZIMUTH, POLAR, angle_channels, ray_angles
 from vision3d.io.files import atomic_path, atomic_write_json
 from vision3d.pipelines.dmcalib import augmentation
 from vision3d.pipelines.dmcalib.camera_image import (
-    AZIMUTH,
     CLIPPED,
-    POLAR,
     decode_intrinsics,
     encode_camera_image,
 )
@@ -901,10 +899,8 @@ class DepthTask(_DMCalibTask):
         factors = torch.exp(r.camera_noise * torch.randn(len(batch["focal"]), generator=generator))
         height, width = batch["image"].shape[-2:]
         focal = batch["focal"].cpu() * factors[:, None]
-        theta, psi = (ray_angles(focal, batch["centre"].cpu(), (height, width)) / math.pi).unbind(1)
-        span, polar = AZIMUTH[1] - AZIMUTH[0], POLAR[1] - POLAR[0]
-        angles = torch.stack([2 * theta / span, -2 * psi / polar], dim=1).clamp(-1, 1)
-        shown = torch.cat([angles.to(batch["camera"]), batch["camera"][:, 2:]], dim=1)
+        angles = ray_angles(focal, batch["centre"].cpu(), (height, width))
+        shown = torch.cat([angle_channels(angles).to(batch["camera"]), batch["camera"][:, 2:]], dim=1)
         return torch.where(batch["mask"][:, None], shown, batch["camera"].new_tensor(-1.0))
 
     def _losses(self, out: Tensor, depth: Tensor, mask: Tensor, span: float) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from typing_extensions import override
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
-from vision3d.geometry.rays import ray_angles
+from vision3d.geometry.rays import angle_channels, ray_angles
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
     describe_source,
@@ -83,7 +83,7 @@ class GeometryPriorRecipe:
     ray_weight: float = 1.0
     metric_weight: float = 0.2
     reconstruction_weight: float = 2.0
-    reconstruction_every: int = 16
+    reconstruction_every: int = 8
     kl_weight: float = 5e-4
     denoising_weight: float = 0.2
     denoising_every: int = 16
@@ -187,7 +187,9 @@ class GeometryPriorTask(CaptionedTask):
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
         if recipe.reconstruction_weight and step % recipe.reconstruction_every == 0:
+            # what the methods will ask it to carry: normal maps, and Camera Images of DM-Calib
             others = normal_picture(batch["normals"])
+            others[1::2] = _camera_pictures(batch["K"], images)[1::2]
             own = autoencoding_loss(self.vae, images, mean, logvar, others, generator, recipe.kl_weight)
             loss = loss + recipe.reconstruction_weight * own
             metrics["reconstruction"] = own.detach()
@@ -246,6 +248,12 @@ class GeometryPriorTask(CaptionedTask):
             "data": describe_source(self.source),
             "init": checksums(self.init, ("vae", "unet", "text_encoder")),
         }
+
+
+def _camera_pictures(K: Tensor, images: Tensor) -> Tensor:
+    """Camera Images (B, 3, H, W) in [0, 1] of images (B, 3, H, W) in [0, 1]."""
+    grey = images.mean(dim=1, keepdim=True)
+    return torch.cat([angle_channels(_rays(K, images)) / 2 + 0.5, grey], dim=1)
 
 
 def _rays(K: Tensor, images: Tensor) -> Tensor:
