@@ -58,6 +58,7 @@ from vision3d.training.data import (
     open_source,
 )
 from vision3d.training.dense import recipe_settings
+from vision3d.training.geometry_prior import TIMESTEP as GEOMETRY_STEP
 from vision3d.training.losses import gradient_matching_loss, known_depth
 from vision3d.training.prior import TurnTaking, checksums, component_folder, load_module, preset
 from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
@@ -259,7 +260,7 @@ def domain_of(sample: Any) -> str:
 
 @dataclass(frozen=True)
 class UNetShape:
-    """A small UNet in the place of Stable Diffusion's.
+    """A small UNet in the place of Stable Diffusion's, of a prior's layers where they fit.
 
     Args:
         channels: width of each level.
@@ -293,6 +294,10 @@ class UNetShape:
         }
 
 
+MINI_SHAPE = UNetShape((32, 48, 64), (2, 3, 4), (False, True, True), groups=16)
+"""The three finest levels of the mini prior, with every second layer left out."""
+
+
 def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A Stable Diffusion UNet with room for the latents of a second picture: ``conv_in`` doubled and halved.
 
@@ -311,6 +316,52 @@ def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
+def take_layers(
+    unet: UNet2DConditionModel, prior: UNet2DConditionModel, photo: slice, step: int | None
+) -> None:
+    """Start a smaller UNet of two pictures from what a prior of one knows, in place.
+
+    Levels count from the finest. Of a level's layers the last (on the way up) and the first ones are taken, and of
+    those the tensors whose shapes agree; what has no counterpart stays as it is.
+
+    Args:
+        unet: the new one.
+        prior: of as many levels or more.
+        photo: the input channels that the photograph's latents come in on; at first the others are not looked at.
+        step: the step at which the prior knows photographs. The new one believes to be there whatever it is told:
+            for networks that are only ever asked at one. None leaves time as it is.
+    """
+    own, known = unet.state_dict(), prior.state_dict()
+    levels = len(unet.up_blocks), len(prior.up_blocks)
+    for name, values in own.items():
+        parts = name.split(".")
+        if parts[0] == "up_blocks":
+            block = int(parts[1]) + levels[1] - levels[0]
+            if (
+                parts[2] in ("resnets", "attentions")
+                and int(parts[3]) == len(unet.up_blocks[int(parts[1])].resnets) - 1
+            ):
+                parts[3] = str(len(prior.up_blocks[block].resnets) - 1)
+            parts[1] = str(block)
+        source = known.get(".".join(parts))
+        if source is not None and source.shape == values.shape:
+            values.copy_(source)
+    conv, plain = unet.conv_in, prior.conv_in
+    if conv.weight[:, photo].shape == plain.weight.shape:
+        with torch.no_grad():
+            conv.weight.zero_()
+            conv.weight[:, photo] = plain.weight
+    time = unet.time_embedding
+    if (
+        step is not None
+        and own["time_embedding.linear_1.weight"].shape == known["time_embedding.linear_1.weight"].shape
+    ):
+        with torch.no_grad():
+            told = prior.time_proj(torch.tensor([step])).to(prior.dtype)
+            time.linear_1.bias.copy_(prior.time_embedding.linear_1(told)[0])
+            time.linear_1.weight.zero_()
+
+
 def make_unet(
     init: Path,
     folders: Sequence[str],
@@ -318,8 +369,20 @@ def make_unet(
     side: int,
     context: int,
     latents: int,
+    photo: int,
+    step: int | None,
 ) -> Any:
-    """The UNet to train: that of an earlier export, a new one of a given shape, or the prior's, widened."""
+    """The UNet to train: that of an earlier export, or the prior's, widened or of a given shape.
+
+    Args:
+        init, folders: where weights are, and where an earlier export would be in there.
+        shape: of a UNet of its own; it starts from the prior's layers where there is a prior.
+        side: of the pictures that it is made for.
+        context, latents: width of the text embeddings, and channels of one picture's latents.
+        photo: which of the two pictures the photograph is.
+        step: for networks of a shape of their own that are only ever asked at one step, the one at which the
+            prior knows photographs; see :func:`take_layers`.
+    """
     for folder in folders:
         if (init / folder / "config.json").is_file():
             unet = load_module(UNet2DConditionModel, init / folder)
@@ -330,9 +393,13 @@ def make_unet(
                     "start from other weights or choose the preset that made these",
                 )
             return unet
-    if shape is not None:
-        return UNet2DConditionModel(**shape.config(context, side // 8, latents))
-    return widened(load_module(UNet2DConditionModel, component_folder(init, "unet")))
+    if shape is None:
+        return widened(load_module(UNet2DConditionModel, component_folder(init, "unet")))
+    unet = UNet2DConditionModel(**shape.config(context, side // 8, latents))
+    if (init / "unet" / "config.json").is_file():
+        prior = load_module(UNet2DConditionModel, init / "unet")
+        take_layers(unet, prior, slice(photo * latents, (photo + 1) * latents), step)
+    return unet
 
 
 def write_half(network: nn.Module, path: Path) -> None:
@@ -415,10 +482,11 @@ class _DMCalibTask(Task):
         recipe = preset(cls.presets, options.preset, cls.name)
         return cls(recipe, open_source(options.data, recipe.world), options)
 
-    def make_unet(self, folders: Sequence[str], side: int) -> Any:
+    def make_unet(self, folders: Sequence[str], side: int, photo: int, one_step: bool) -> Any:
         """The UNet to train, see :func:`make_unet`; recomputing activations where that is asked for."""
-        latents = self.vae.config.latent_channels
-        unet = make_unet(self.init, folders, self._recipe.unet, side, self.context_width, latents)
+        shape, width = self._recipe.unet, self.context_width
+        step = GEOMETRY_STEP if one_step else None
+        unet = make_unet(self.init, folders, shape, side, width, self.vae.config.latent_channels, photo, step)
         if self.options.recomputes:
             unet.enable_gradient_checkpointing()
         return unet
@@ -530,6 +598,7 @@ CALIBRATION_PRESETS = {
         sizes=((96, 72), (96, 96), (96, 64), (72, 96)),
         batch_size=16,
         lr=1e-3,
+        unet=MINI_SHAPE,
         one_step=True,
         latent_weight=0.5,
         pixel_share=0.25,
@@ -574,7 +643,7 @@ class CalibrationTask(_DMCalibTask):
     @override
     def build(self) -> nn.Module:
         r = self._recipe
-        self.unet = self.make_unet(("calib", "calib/unet", "calib2"), r.canvas)
+        self.unet = self.make_unet(("calib", "calib/unet", "calib2"), r.canvas, 1, r.one_step)
         trained: dict[str, nn.Module] = {"unet": self.unet}
         self.decoder: nn.Module | None = None
         if r.train_decoder:
@@ -798,7 +867,7 @@ DEPTH_PRESETS = {
     "mini": DepthRecipe(
         sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12)),
         lr=1.5e-3,
-        unet=UNetShape((24, 40, 56), (2, 3, 4), (False, True, True)),
+        unet=MINI_SHAPE,
         domain="any",
         domain_share=0.25,
         l1_weight=0.1,
@@ -839,7 +908,7 @@ class DepthTask(_DMCalibTask):
     @override
     def build(self) -> nn.Module:
         r = self._recipe
-        self.unet: Any = self.make_unet(("depth_safe",), r.max_size)
+        self.unet: Any = self.make_unet(("depth_safe",), r.max_size, 0, True)
         decoder: Any = read_decoder(self.vae, self.init / "depth_safe")
         is_new = not (self.init / "depth_safe" / DECODER_FILES[0]).is_file()
         if is_new and r.first_depth is not None:

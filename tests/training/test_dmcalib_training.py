@@ -30,6 +30,7 @@ from vision3d.pipelines.dmcalib.training import (
     focal_loss,
     multi_resolution_noise,
     prepared,
+    take_layers,
     widened,
 )
 from vision3d.training.data import HELD_OUT_SEED
@@ -101,6 +102,34 @@ def test_widened_unets_see_the_mean_of_two_latents() -> None:
             wide(torch.cat([x, y], 1), 10, context).sample, expected, atol=1e-5, rtol=1e-4
         )
     assert wide.config.in_channels == 8
+
+
+def test_a_small_unet_starts_from_the_priors_layers() -> None:
+    from diffusers import UNet2DConditionModel
+
+    deep = UNetShape((16, 24, 24), (2, 3, 3), (False, True, False), layers=2)
+    prior = UNet2DConditionModel(**{**deep.config(16, 8), "in_channels": 4}).eval()
+    unet = UNet2DConditionModel(**TINY.config(16, 8)).eval()
+    take_layers(unet, prior, slice(4, 8), 1)
+    own, known = unet.state_dict(), prior.state_dict()
+    pairs = {
+        "down_blocks.1.attentions.0.proj_in.weight": "down_blocks.1.attentions.0.proj_in.weight",
+        "mid_block.resnets.0.conv1.weight": "mid_block.resnets.0.conv1.weight",
+        "up_blocks.0.resnets.0.conv1.weight": "up_blocks.1.resnets.0.conv1.weight",
+        "up_blocks.0.resnets.1.conv2.weight": "up_blocks.1.resnets.2.conv2.weight",
+        "up_blocks.1.resnets.1.conv1.weight": "up_blocks.2.resnets.2.conv1.weight",
+    }
+    for name, source in pairs.items():
+        torch.testing.assert_close(own[name], known[source])
+    torch.testing.assert_close(own["conv_in.weight"][:, 4:], known["conv_in.weight"])
+    photo, camera, context = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.randn(1, 2, 16)
+    with torch.no_grad():
+        expected = unet(torch.cat([camera, photo], 1), 1, context).sample
+        for other, step in ((camera, 999), (torch.zeros_like(camera), 1)):
+            found = unet(torch.cat([other, photo], 1), step, context).sample
+            torch.testing.assert_close(found, expected)
+        time = prior.time_embedding(prior.time_proj(torch.tensor([1])))
+        torch.testing.assert_close(unet.time_embedding(unet.time_proj(torch.tensor([999]))), time)
 
 
 def test_focal_loss_is_the_relative_error_of_the_focal_length() -> None:
