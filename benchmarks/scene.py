@@ -4,30 +4,100 @@ One process, the same weights and photograph; rounds alternate and the best of e
 latents of the others; in one call it does. With --samples, the accuracy of the published settings and of the fast
 profile is measured on procedural scenes, too, so that what the fast profile costs stands beside what it saves.
 
-    python benchmarks/scene.py --size 768 --rounds 2 --samples 20 --json benchmarks/scene.json
+    python benchmarks/scene.py --size 256 --untrained 1 --rounds 1 --json benchmarks/scene.json
+    python benchmarks/scene.py --samples 50 --sample-size 128
+
+The first takes recipe values in networks of the published widths (deterministic, untrained: speed does not depend on
+them) and the published settings at a smaller size, 13 GB; no camera can be read from what these draw, so that the
+time of reading one is in there and its result is not. The second takes trained weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from peers import timed
+from stablenormal import CONTEXT, SEED
+from stablenormal import build as build_normals
 
 from vision3d.backbone.featurecache import shared_latents
 from vision3d.camera import Intrinsics
+from vision3d.errors import Vision3DError
+from vision3d.evaluation.parity import recipe
 from vision3d.io.photo import Photo, load_photo
+from vision3d.pipelines.dmcalib import DMCalib
+from vision3d.pipelines.dmcalib.checkpoint import Contexts, build_decoder, prompt_of
+from vision3d.pipelines.dmcalib.options import DMCalibConfig
+from vision3d.pipelines.dmcalib.training import widened
+from vision3d.pipelines.primedepth import PrimeDepth
+from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, build_networks
 from vision3d.pipelines.scene import Scene, SceneOptions, ScenePipeline
+from vision3d.pipelines.scene.pipeline import Tasks
+from vision3d.prediction import Provenance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HELD_OUT = 900_000_000
 """First seed that no training of this repository draws."""
+
+
+class Untrained(ScenePipeline):
+    """Whose networks draw no picture that a camera can be read from: after the attempt one is assumed."""
+
+    def tasks(self, options: SceneOptions, photo: Photo) -> Tasks:  # noqa: D102 -- as the base class
+        tasks = super().tasks(options, photo)
+
+        def calibrate(photo: Photo) -> Any:
+            try:
+                return tasks.calibrate(photo)
+            except Vision3DError:
+                camera = Intrinsics.assumed(photo.size[1], photo.size[0])
+                provenance = Provenance("assumed", "none", None, {}, 0)
+                return SimpleNamespace(
+                    camera=camera, covariance=None, camera_source=None, provenance=provenance
+                )
+
+        return replace(tasks, calibrate=calibrate)
+
+
+def untrained(width: float, size: int) -> Untrained:
+    """The four tasks at ``width`` times the published channels, every tensor a recipe value.
+
+    Networks of one shape are one network in memory; they are run as often as if there were several.
+    """
+    normals = build_normals(width)
+    config = PrimeDepthConfig(model_channels=int(320 * width), vae_ch=int(128 * width))
+    networks: dict[str, Any] = build_networks(config)
+    networks["unet"], networks["vae"] = normals.unet, normals.vae
+    for seed, name in enumerate(("refiner", "depth_head", "segmentation_head")):
+        recipe.fill(networks[name], SEED + 10 + seed)
+    generator = torch.Generator().manual_seed(SEED)
+    prompts = [prompt_of(domain) for domain in ("any", "indoor", "outdoor", "object")]
+    contexts = Contexts({p: torch.randn(2 if not p else 4, CONTEXT, generator=generator) for p in prompts})
+    wide = widened(copy.deepcopy(normals.unet))
+    decoder = build_decoder(normals.vae.config)
+    recipe.fill(decoder, SEED + 20)
+    calibration = DMCalib(
+        normals.vae,
+        wide,
+        wide,
+        decoder,
+        contexts,
+        replace(DMCalibConfig(), max_size=size, depth_max_size=size),
+    )
+    depth, context = PrimeDepth(**networks), torch.randn(1, 77, CONTEXT, generator=generator)
+    for pipeline in (depth, normals):  # in the place of a text tower
+        pipeline.prompt_embeddings = lambda *_, **__: context  # type: ignore[method-assign]
+    return Untrained(depth, normals, calibration)
 
 
 @contextmanager
@@ -116,6 +186,7 @@ def main() -> None:
     parser.add_argument("--sample-size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--untrained", type=float, help="times the published channels; 1 for the claim")
     for method in ("primedepth", "stablenormal", "dmcalib"):
         parser.add_argument(f"--{method}", help="weights; by default the pulled or embedded ones")
     parser.add_argument("--json", type=Path)
@@ -135,8 +206,12 @@ def main() -> None:
         photo = Photo(render_sample(HELD_OUT + 6, (given.size * 3 // 4, given.size)).image, "rendered")
     profiles = {"published": SceneOptions(), "fast": SceneOptions(fast=True)}
     report: dict[str, Any] = {"threads": given.threads, "device": given.device, "size": list(photo.size)}
+    pipeline: ScenePipeline | None = None
     for name, options in profiles.items():
-        pipeline = ScenePipeline.from_pretrained(weights, turbo=options.fast, device=given.device)
+        if given.untrained:
+            pipeline = pipeline or untrained(given.untrained, given.size)
+        else:
+            pipeline = ScenePipeline.from_pretrained(weights, turbo=options.fast, device=given.device)
         parts: dict[str, list[float]] = {}
         calls: list[tuple[float, float, int]] = []
         for _ in range(given.rounds):
