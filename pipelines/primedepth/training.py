@@ -123,7 +123,6 @@ MINI = PrimeDepthRecipe(
     caption_dropout=0.9,
     sky="far",
     scale=(0.7, 1.0),
-    photometric=0.6,
     max_size=96,
     world=(120, 160),
     warmup=200,

@@ -149,7 +149,6 @@ MINI = NormalsRecipe(
     embedding=(48,),
     class_weight=0.1,
     scale=(0.8, 1.0),
-    photometric=0.6,
     resolution=0,
     processing_resolution=96,
     world=(120, 160),

@@ -12,7 +12,13 @@ from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth import training as primedepth
 from vision3d.pipelines.primedepth.training import PrimeDepthTask
 from vision3d.training import dense, prior
-from vision3d.training.geometry_prior import GeometryPriorRecipe, GeometryPriorTask
+from vision3d.training.geometry_prior import (
+    DecoderRecipe,
+    GeometryPriorRecipe,
+    GeometryPriorTask,
+    PriorDecoderTask,
+    _rays,
+)
 from vision3d.training.prior import PriorUnetTask, PriorVaeTask
 from vision3d.training.task import TaskOptions
 from vision3d.training.trainer import Trainer, TrainerSettings
@@ -85,6 +91,34 @@ def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, 
     assert history[-1]["rays"] < 0.5 * history[0]["rays"]
     assert history[-1]["metric"] < 0.5 * history[0]["metric"]
     assert history[-1]["reconstruction"] < 0.9 * history[0]["reconstruction"]
+
+
+def test_a_decoder_learns_normals_and_cameras_while_latents_stay(prior_folder, world, tmp_path):
+    torch.manual_seed(0)
+    recipe = replace(DecoderRecipe(), crops=((24, 32, 6),))
+    task = PriorDecoderTask(recipe, world, TaskOptions(init=prior_folder))
+    model = task.build()
+    before = {k: v.clone() for k, v in task.vae.state_dict().items()}
+    batch = task.batches()[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for step in range(30):
+        loss, _ = task.loss(batch, step, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(float(loss.detach()))
+    assert history[-1] < 0.7 * history[0]
+    assert all(p.grad is not None for p in model.parameters())
+    for name, value in task.vae.state_dict().items():
+        assert torch.equal(before[name], value) == name.startswith(("encoder.", "quant_conv."))
+    _, _, cameras = task.pictures(batch)
+    angles = _rays(batch["K"], batch["image"])
+    torch.testing.assert_close((cameras[:, 0] - 0.5) * 0.62 * torch.pi, angles[:, 0], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        assert set(task.evaluate(0)) == {"l1_photo", "l1_normals", "l1_camera"}
+    task.export(tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} >= {"vae", "unet", "text_encoder", "tokenizer"}
 
 
 def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_its_unet(prior_folder, world, tmp_path):

@@ -5,7 +5,8 @@ million parameters, trained for an hour on a procedural world, learns no such th
 teaches it directly: autoencoder and UNet are tuned together, at the almost noise-free step that the dense methods
 read, so that a few convolutions on the UNet's last decoder features give inverse depth, normals, the direction of
 every pixel's ray and metric depth; the reconstruction and denoising losses stay in the sum, so that the result is
-still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. The published prior needs none of this.
+still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. A second stage teaches the decoder alone
+the pictures that methods ask it for. The published prior needs none of this.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
     describe_source,
 )
-from vision3d.training.dense import CaptionedTask, depth_picture
+from vision3d.training.dense import CaptionedTask, DenseTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
     aligned_absrel,
@@ -39,6 +40,7 @@ from vision3d.training.losses import (
     known_depth,
     normal_loss,
     normal_picture,
+    reconstruction_loss,
 )
 from vision3d.training.prior import (
     autoencoding_loss,
@@ -247,6 +249,106 @@ class GeometryPriorTask(CaptionedTask):
             "recipe": asdict(self._recipe),
             "data": describe_source(self.source),
             "init": checksums(self.init, ("vae", "unet", "text_encoder")),
+        }
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Training of a prior's decoder alone, its latents as they are.
+
+    Args:
+        crops: (height, width, images) of the batches that take turns.
+        lr: peak learning rate.
+        edge_weight: of image gradients, beside L1.
+        scale, photometric, world, warmup, ema: as for :class:`GeometryPriorRecipe`.
+    """
+
+    crops: tuple[tuple[int, int, int], ...] = ((72, 96, 12), (96, 96, 9), (64, 96, 12), (72, 72, 16))
+    lr: float = 2e-3
+    edge_weight: float = 1.0
+    scale: tuple[float, float] = (0.7, 1.0)
+    photometric: float = 0.5
+    world: tuple[int, int] = (120, 160)
+    warmup: int = 100
+    ema: float = 0.998
+
+
+class PriorDecoderTask(DenseTask):
+    """The autoencoder's decoder, taught the pictures that methods ask it for.
+
+    A small autoencoder has seen little but photographs. Here its decoder learns normal maps and the Camera Images of
+    DM-Calib beside them; the encoder, and with it everything that reads latents, stays as it is.
+
+    Args:
+        recipe: how to train.
+        source: images with normals and intrinsics.
+        options: what the person set; ``init`` holds ``vae``, and what else is there is handed on.
+    """
+
+    name: ClassVar[str] = "prior-decoder"
+    presets: ClassVar[dict[str, DecoderRecipe]] = {"mini": DecoderRecipe()}
+    fields = ("image", "normals", "K")
+    held_out_fields: ClassVar[tuple[str, ...]] = ("image", "normals", "K")
+    held_out_count: ClassVar[int] = 32
+    init_hint: ClassVar[str] = "give --init the export of prior-geometry"
+    kinds: ClassVar[tuple[str, ...]] = ("photo", "normals", "camera")
+
+    @override
+    def build(self) -> nn.Module:
+        self.vae = load_module(AutoencoderKL, component_folder(self.init, "vae"))
+        set_group_norm_eps(self.vae, 1e-5)
+        model = nn.ModuleDict({"decoder": self.vae.decoder, "post_quant_conv": self.vae.post_quant_conv})
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @override
+    def frozen(self) -> Iterable[nn.Module]:
+        return (self.vae.encoder, self.vae.quant_conv)
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The photographs of a batch, their normal maps and their Camera Images, (B, 3, H, W) in [0, 1]."""
+        return batch["image"], normal_picture(batch["normals"]), _camera_pictures(batch["K"], batch["image"])
+
+    def reconstructed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] of images in [0, 1]."""
+        with torch.no_grad():
+            mean, _ = encode_moments(self.vae, images.contiguous(memory_format=torch.channels_last))
+        return self.vae.decode(mean).sample.float()
+
+    @override
+    def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        images = torch.cat([p[i :: len(self.kinds)] for i, p in enumerate(self.pictures(batch))])
+        return reconstruction_loss(self.reconstructed(images), images * 2 - 1, self._recipe.edge_weight)
+
+    @override
+    def evaluate(self, step: int) -> dict[str, float]:
+        held = {name: values.to(self.device) for name, values in self.held_out().items()}
+        return {
+            f"l1_{kind}": float((self.reconstructed(p) / 2 + 0.5 - p).abs().mean())
+            for kind, p in zip(self.kinds, self.pictures(held), strict=True)
+        }
+
+    @override
+    def images(self, step: int) -> dict[str, Tensor]:
+        held = {name: values[:8].to(self.device) for name, values in self.held_out().items()}
+        return {
+            kind: torch.cat([p, (self.reconstructed(p) / 2 + 0.5).clamp(0, 1)])
+            for kind, p in zip(self.kinds, self.pictures(held), strict=True)
+        }
+
+    @override
+    def export(self, folder: Path) -> None:
+        export_component(self.vae, folder / "vae")
+        for name in ("unet", "text_encoder", "tokenizer", "scheduler"):
+            if (self.init / name).is_dir():
+                shutil.copytree(self.init / name, folder / name, dirs_exist_ok=True)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {
+            "preset": self.options.preset,
+            "recipe": asdict(self._recipe),
+            "data": describe_source(self.source),
+            "init": checksums(self.init, ("vae",)),
         }
 
 
