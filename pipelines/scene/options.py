@@ -72,9 +72,9 @@ class SceneOptions:
             raise InputError(f"domain {self.domain!r}", "use indoor, outdoor, object or any")
         self.fusion.check()
 
-    def calibration(self) -> dict[str, Any]:
-        """Fields of DM-Calib's options."""
-        fast = {"steps": FAST_STEPS, "ensemble": 1} if self.fast else {}
+    def calibration(self, steps: int) -> dict[str, Any]:
+        """Fields of DM-Calib's options, for weights that are made for this many steps."""
+        fast = {"steps": min(FAST_STEPS, steps), "ensemble": 1} if self.fast else {}
         return {
             **fast,
             "seed": self.seed,

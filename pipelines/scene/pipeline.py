@@ -146,7 +146,7 @@ class ScenePipeline:
         from vision3d.pipelines.stablenormal.options import NormalOptions
 
         canvas = self.canvas(options)
-        chosen = CalibrationOptions(**options.calibration())
+        chosen = CalibrationOptions(**options.calibration(self.calibration.config.steps))
         if canvas is not None:
             chosen = replace(chosen, max_size=canvas)
         if canvas is not None and chosen.focal is not None:

@@ -192,7 +192,8 @@ def test_options_are_checked() -> None:
     ):
         with pytest.raises(InputError, match=message):
             SceneOptions(**wrong).check()
-    assert SceneOptions(fast=True).calibration()["steps"] < 20
+    assert SceneOptions(fast=True).calibration(20)["steps"] < 20
+    assert SceneOptions(fast=True).calibration(1)["steps"] == 1  # never more than the weights are made for
     assert SceneOptions(fast=True).normals()["turbo"]
     assert not SceneOptions(domain="indoor").may_have_sky
 
