@@ -37,6 +37,7 @@ from vision3d.backbone.loading import (
 from vision3d.backbone.stable_diffusion import load_stable_diffusion
 from vision3d.backbone.text import FULL_DEPTH, Layer, TextEncoder
 from vision3d.errors import WeightsError
+from vision3d.pipelines.dmcalib.options import DMCalibConfig
 
 CALIBRATION_FOLDERS = ("calib", "calib/unet", "calib2")
 DEPTH_FOLDERS = ("depth_safe", "depth")
@@ -153,7 +154,7 @@ def find_decoder(folder: Path) -> Path:
 
 
 def find_base(root: Path, base: str | Path | None) -> Path:
-    """Where the autoencoder and the text tower are: in the folder itself, as given, or the pulled SD 2.1.
+    """Where autoencoder and text tower are: as given, in the folder itself, where it says, or the pulled SD 2.1.
 
     Raises:
         WeightsError: nowhere; the message names where to get them.
@@ -164,6 +165,8 @@ def find_base(root: Path, base: str | Path | None) -> Path:
         return resolve("sd21", base)[0]
     if (root / "vae").is_dir():
         return root
+    if beside := DMCalibConfig.read(root).base:
+        return root / beside
     from vision3d.weights import registry
 
     if registry.pulled("sd21") is not None:

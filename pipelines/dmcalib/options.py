@@ -33,6 +33,8 @@ class DMCalibConfig:
             prompt, the others with "<domain> geometry".
         domain: taken unless another is asked for.
         scale_10: the depth decoder's output spans [-10, 10] instead of [-1, 1].
+        base: folder, relative to that of the weights, of the autoencoder that they go with, where they come without
+            their own and without that of Stable Diffusion 2.1.
     """
 
     max_size: int = 768
@@ -45,6 +47,7 @@ class DMCalibConfig:
     )
     domain: Domain = "outdoor"
     scale_10: bool = True
+    base: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> DMCalibConfig:

@@ -237,7 +237,8 @@ class DMCalib(Residency):
         self.contexts.save(
             folder / files.EMBEDDINGS, list(dict.fromkeys(["", *map(files.prompt_of, domains)]))
         )
-        atomic_write_json(folder / INDEX, {"_class_name": "DMCalib", **asdict(self.config)})
+        config = replace(self.config, base=None)
+        atomic_write_json(folder / INDEX, {"_class_name": "DMCalib", **asdict(config)})
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DMCalib:
         """Moves and casts all networks."""

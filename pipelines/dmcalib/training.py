@@ -538,7 +538,7 @@ class _DMCalibTask(Task):
         for other in ("calib", "depth_safe"):
             if (self.init / other).is_dir() and not (folder / other).exists():
                 shutil.copytree(self.init / other, folder / other)
-        atomic_write_json(folder / INDEX, {"_class_name": "DMCalib", **asdict(config)})
+        atomic_write_json(folder / INDEX, {"_class_name": "DMCalib", **asdict(replace(config, base=None))})
 
     def earlier_config(self) -> DMCalibConfig:
         """The configuration of the export that this run goes on from, else the published one."""
