@@ -595,7 +595,7 @@ class CalibrationRecipe:
 CALIBRATION_PRESETS = {
     "mini": CalibrationRecipe(
         canvas=96,
-        sizes=((96, 72), (96, 96), (96, 64), (72, 96)),
+        sizes=((96, 72), (96, 96), (96, 64), (72, 96), (96, 32)),
         batch_size=16,
         lr=1e-3,
         unet=MINI_SHAPE,
@@ -865,7 +865,7 @@ class DepthRecipe:
 
 DEPTH_PRESETS = {
     "mini": DepthRecipe(
-        sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12)),
+        sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12), (96, 32, 24)),
         lr=1.5e-3,
         unet=MINI_SHAPE,
         domain="any",

@@ -132,7 +132,7 @@ class NormalsRecipe:
 
 
 MINI = NormalsRecipe(
-    crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (72, 96, 8)),
+    crops=((72, 96, 8), (80, 80, 8), (72, 104, 8), (32, 96, 16), (96, 72, 8)),
     lr=1e-3,
     head_dim=8,
     groups=8,
