@@ -268,6 +268,7 @@ class UNetShape:
         attends: whether a level has transformers.
         layers: ResNets per level.
         groups: of the norms.
+        middle: whether there is a block between the way down and the way up.
     """
 
     channels: tuple[int, ...]
@@ -275,6 +276,7 @@ class UNetShape:
     attends: tuple[bool, ...]
     layers: int = 1
     groups: int = 8
+    middle: bool = True
 
     def config(self, context: int, sample_size: int, latents: int = 4) -> dict[str, Any]:
         """For ``UNet2DConditionModel``: two pictures' ``latents`` channels in, one's out."""
@@ -289,12 +291,13 @@ class UNetShape:
             "attention_head_dim": self.heads,
             "use_linear_projection": True,
             "norm_num_groups": self.groups,
+            "mid_block_type": "UNetMidBlock2DCrossAttn" if self.middle else None,
             "down_block_types": tuple(f"{k}DownBlock2D" for k in kinds),
             "up_block_types": tuple(f"{k}UpBlock2D" for k in reversed(kinds)),
         }
 
 
-MINI_SHAPE = UNetShape((32, 48, 64), (2, 3, 4), (False, True, True), groups=16)
+MINI_SHAPE = UNetShape((32, 48, 64), (2, 3, 4), (False, True, True), groups=16, middle=False)
 """The three finest levels of the mini prior, with every second layer left out."""
 
 
@@ -567,7 +570,8 @@ class CalibrationRecipe:
         one_step: train a single pass at t = 999 from zeros instead of denoising.
         train_decoder: give Camera Images a decoder of their own, trained along.
         train_encoder: give photographs an encoder of their own, trained along (not published; see the module).
-        pixel_weight, latent_weight, focal_weight: of the one-step losses.
+        pixel_weight, latent_weight, focal_weight: of the one-step losses; a decoder of its own can do without the
+            second, and is then free in what its latents mean.
         pixel_share: share of a batch that is decoded for the losses that need pixels; decoding is what costs most.
         plan: augmentation.
         world: (height, width) of scenes that are rendered when there is no cache.
@@ -596,12 +600,13 @@ CALIBRATION_PRESETS = {
     "mini": CalibrationRecipe(
         canvas=96,
         sizes=((96, 72), (96, 96), (96, 64), (72, 96), (96, 32)),
-        batch_size=16,
+        batch_size=12,
         lr=1e-3,
-        unet=MINI_SHAPE,
+        unet=replace(MINI_SHAPE, attends=(False, False, True)),
         one_step=True,
-        latent_weight=0.5,
-        pixel_share=0.25,
+        train_decoder=True,
+        latent_weight=0.0,
+        focal_weight=1.0,
         plan=Augmentation(zoom=(1.0, 1.7), whole=0.5, uneven=0.1, bands=0.05, photometric=0.8),
         world=(120, 160),
         warmup=100,
@@ -663,28 +668,31 @@ class CalibrationTask(_DMCalibTask):
 
     @override
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        image, target = self.encode_photo(batch["image"]), self.encode((batch["camera"] + 1) / 2)
-        if not self._recipe.one_step:
-            return self._denoising_loss(image, target, generator), {}
         r = self._recipe
+        image = self.encode_photo(batch["image"])
+        if not r.one_step:
+            return self._denoising_loss(image, self.encode((batch["camera"] + 1) / 2), generator), {}
         latents = self.one_step(image)
-        latent = (latents - target).square().mean()
         count = max(1, round(r.pixel_share * len(latents)))
         decoded, rows = latents[:count], torch.arange(len(latents), device=latents.device)[:count]
-        if self.decoder is not None:
-            # A new decoder first has to learn what the latents of a Camera Image mean: from true ones, too.
-            decoded, rows = (
-                torch.cat([decoded, target[-count:]]),
-                torch.cat([rows, rows + len(latents) - count]),
-            )
+        metrics: dict[str, Tensor] = {}
+        loss: Tensor = latents.new_zeros(())
+        if r.latent_weight:
+            target = self.encode((batch["camera"] + 1) / 2)
+            metrics["latent"] = (latents - target).square().mean()
+            loss = r.latent_weight * metrics["latent"]
+            if self.decoder is not None:
+                # A decoder of its own has to learn what the latents of a Camera Image mean: from true ones, too.
+                decoded = torch.cat([decoded, target[-count:]])
+                rows = torch.cat([rows, rows + len(latents) - count])
         picture = self.decoded(self.decoder or self.vae.decoder, decoded)
         camera, mask = batch["camera"][rows], batch["mask"][rows]
         # Outside the picture anything goes: the padding is cut off before the camera is read.
         error = (picture - camera).abs() * mask[:, None]
-        pixel = error.sum() / (3 * mask.sum()).clamp_min(1)
-        focal = focal_loss(picture, mask, camera, batch["focal"][rows])
-        loss = r.pixel_weight * pixel + r.latent_weight * latent + r.focal_weight * focal
-        return loss, {"pixel": pixel.detach(), "latent": latent.detach(), "focal": focal.detach()}
+        metrics["pixel"] = error.sum() / (3 * mask.sum()).clamp_min(1)
+        metrics["focal"] = focal_loss(picture, mask, camera, batch["focal"][rows])
+        loss = loss + r.pixel_weight * metrics["pixel"] + r.focal_weight * metrics["focal"]
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _denoising_loss(self, image: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """Published: mean squared error of v under multi-resolution noise."""
