@@ -838,7 +838,9 @@ class DepthRecipe:
         domain_share: share of the photographs that are trained with their own domain's prompt and range; the others
             with the empty prompt.
         l1_weight: of the L1 error of the decoder's output (relative to its limit).
-        log_weight: of the error of the logarithm of depth, which is what relative errors measure.
+        log_weight: of the error of the logarithm of depth.
+        relative_weight: of the error relative to the true depth, AbsRel as it is evaluated: too far costs more than too
+            near, so that what is uncertain comes out nearer.
         gradient_weight: of the gradients of the logarithm of depth.
         camera_noise: standard deviation of the logarithm of the focal length that the network is shown: at inference
             it is an estimate.
@@ -859,6 +861,7 @@ class DepthRecipe:
     domain_share: float = 1.0
     l1_weight: float = 1.0
     log_weight: float = 0.0
+    relative_weight: float = 0.0
     gradient_weight: float = 0.0
     camera_noise: float = 0.0
     scale_10: bool = True
@@ -879,7 +882,8 @@ DEPTH_PRESETS = {
         domain="any",
         domain_share=0.25,
         l1_weight=0.1,
-        log_weight=1.0,
+        log_weight=0.25,
+        relative_weight=1.0,
         gradient_weight=0.1,
         camera_noise=0.15,
         first_depth=5.0,
@@ -964,7 +968,7 @@ class DepthTask(_DMCalibTask):
             share = len(rows) / len(domains)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + share * value.detach()
-                weight = {"l1": r.l1_weight, "log": r.log_weight, "gradient": r.gradient_weight}[name]
+                weight = getattr(r, f"{name}_weight")
                 total = total + share * weight * value
         return total, sums
 
@@ -994,7 +998,10 @@ class DepthTask(_DMCalibTask):
             math.log(floor) + (metres - floor) / floor,
         )
         error = (log - torch.log(depth)).abs()
-        losses = {"l1": l1, "log": (error * known).sum() / count}
+        relative = (metres - depth).abs() / depth
+        losses = {"l1": l1} | {
+            name: (values * known).sum() / count for name, values in (("log", error), ("relative", relative))
+        }
         if self._recipe.gradient_weight:
             losses["gradient"] = gradient_matching_loss(log, torch.log(depth), known)
         return losses
