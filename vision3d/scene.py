@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _AXES = "OpenCV camera axes (x right, y down, z forward)"
 SCALE_NOISE = 0.05
 """Relative error of a metric depth's overall scale where nothing better is known."""
+DEPTH_NOISE = 0.05
+"""Relative error of metric depth within a photograph, likewise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class FusionOptions:
 
     Attributes:
         max_size: longest side at which depth and normals are fused; the surface has the maps' size in any case.
-        depth_noise: of the metric depth, relative; with ``normal_noise`` it sets the size of structure below which
+        depth_noise: of the metric depth, relative; None takes what the depth's weights say of themselves, or
+            :data:`DEPTH_NOISE` where nothing is known; with ``normal_noise`` it sets the size of structure below which
             normals decide (see :func:`vision3d.geometry.integration.fuse_depth_normals`).
         normal_noise: of the normals in degrees.
         threshold: relative difference up to which metric and aligned relative depth agree.
@@ -43,7 +46,7 @@ class FusionOptions:
     """
 
     max_size: int = 1024
-    depth_noise: float = 0.05
+    depth_noise: float | None = None
     normal_noise: float = 10.0
     threshold: float = 0.15
     scale_noise: float = SCALE_NOISE
@@ -63,6 +66,8 @@ class FusionOptions:
             ("scale_noise", 0, 1),
         ):
             value = getattr(self, name)
+            if value is None:
+                continue
             if not low < value < high:
                 raise InputError(f"{name} {value}", f"give a number between {low} and {high}")
 
@@ -225,7 +230,7 @@ class ScenePrediction(Prediction):
             directions,
             camera.resized(size[1], size[0]),
             nearest_resize(surface, size),
-            depth_noise=options.depth_noise,
+            depth_noise=DEPTH_NOISE if options.depth_noise is None else options.depth_noise,
             normal_noise=options.normal_noise,
         ).depth
         fused = np.where(surface, resize_surface(fused, metric.shape), np.nan)

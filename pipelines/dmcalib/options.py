@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vision3d.errors import InputError, WeightsError
+from vision3d.scene import DEPTH_NOISE
 
 if TYPE_CHECKING:
     from vision3d.prediction import Provenance
@@ -33,6 +34,7 @@ class DMCalibConfig:
             prompt, the others with "<domain> geometry".
         domain: taken unless another is asked for.
         scale_10: the depth decoder's output spans [-10, 10] instead of [-1, 1].
+        depth_noise: relative error of the metric depth, for what combines it with other knowledge.
         base: folder, relative to that of the weights, of the autoencoder that they go with, where they come without
             their own and without that of Stable Diffusion 2.1.
     """
@@ -47,6 +49,7 @@ class DMCalibConfig:
     )
     domain: Domain = "outdoor"
     scale_10: bool = True
+    depth_noise: float = DEPTH_NOISE
     base: str | None = None
 
     @classmethod

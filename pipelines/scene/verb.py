@@ -30,7 +30,7 @@ def scene(
     sky: bool = True,
     seed: int = 0,
     fusion_size: int = 1024,
-    depth_noise: float = 0.05,
+    depth_noise: float | None = None,
     normal_noise: float = 10.0,
     formats: tuple[Literal["obj", "exr", "npz"], ...] = (),
     primedepth: str | None = None,
@@ -61,7 +61,7 @@ def scene(
         sky: leave sky out of the surface.
         seed: of the noise.
         fusion_size: longest side in pixels at which depth and normals are fused.
-        depth_noise: relative error of the metric depth that the fusion assumes.
+        depth_noise: relative error of the metric depth that the fusion assumes; by default what its weights say.
         normal_noise: error of the normals in degrees that the fusion assumes.
         formats: further files to write.
         primedepth: weights of the relative depth: "mini", a pulled name, a file or a folder.
