@@ -163,3 +163,16 @@ def test_the_verb_writes_a_scene_and_skips_it_the_second_time(
     assert set(record["sources"]) == {"camera", "metric depth", "relative depth", "normals"}
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
+
+
+def test_the_embedded_weights_make_a_scene_and_say_how_far_their_depth_is_to_be_trusted() -> None:
+    pipeline = ScenePipeline.from_pretrained(
+        dict.fromkeys(("primedepth", "stablenormal", "dmcalib"), "mini"), turbo=True, device="cpu"
+    )
+    scene = pipeline(Path(__file__).parents[2] / "examples" / "desk.png", fast=True)
+    assert isinstance(scene, Scene)
+    assert (
+        scene.provenance.settings["fusion"]["depth_noise"] == pipeline.calibration.config.depth_noise > 0.05
+    )
+    assert 30 < scene.intrinsics.fov_x < 110
+    assert 0.3 < float(np.median(scene.fused[scene.usable()])) < 10  # a desk, in metres
