@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vision3d.errors import InputError
 from vision3d.scene import FusionOptions
 
 if TYPE_CHECKING:
+    from vision3d.pipelines.dmcalib.options import DMCalibConfig
     from vision3d.prediction import Provenance
 
 Domain = Literal["indoor", "outdoor", "object", "any"]
@@ -71,6 +72,12 @@ class SceneOptions:
         if self.domain not in (None, "indoor", "outdoor", "object", "any"):
             raise InputError(f"domain {self.domain!r}", "use indoor, outdoor, object or any")
         self.fusion.check()
+
+    def completed(self, config: DMCalibConfig) -> SceneOptions:
+        """With everything that was left to the weights of the metric depth filled in."""
+        if self.fusion.depth_noise is not None:
+            return self
+        return replace(self, fusion=replace(self.fusion, depth_noise=config.depth_noise))
 
     def calibration(self, steps: int) -> dict[str, Any]:
         """Fields of DM-Calib's options, for weights that are made for this many steps."""

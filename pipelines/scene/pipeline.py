@@ -178,9 +178,7 @@ class ScenePipeline:
         """
         options = options or SceneOptions()
         options.check()
-        if options.fusion.depth_noise is None:
-            fusion = replace(options.fusion, depth_noise=self.calibration.config.depth_noise)
-            options = replace(options, fusion=fusion)
+        options = options.completed(self.calibration.config)
         scenes = []
         for photo in photos:
             self.seconds = {}

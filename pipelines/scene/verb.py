@@ -120,11 +120,11 @@ def foreseen(options: SceneOptions, weights: dict[str, str]) -> Provenance:
     from vision3d.prediction import Provenance
     from vision3d.weights import resolve
 
-    _, name, checksum = WeightsChoice(weights.get("dmcalib")).identify()
+    config, name, checksum = WeightsChoice(weights.get("dmcalib")).identify()
     path, depth_name = resolve("primedepth", weights.get("primedepth"))
     origin = locate(weights.get("stablenormal"), turbo=options.fast)
     camera = Provenance("DM-Calib", name, checksum)
-    return options.provenance(
+    return options.completed(config).provenance(
         {
             "camera": camera,
             "metric depth": camera,
