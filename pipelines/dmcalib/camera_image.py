@@ -24,9 +24,8 @@ import numpy as np
 
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
-from vision3d.geometry.rays import AZIMUTH, POLAR
+from vision3d.geometry.rays import AZIMUTH, GREY, POLAR
 
-GREY = (0.299, 0.587, 0.114)
 CLIPPED = 1e-3
 """Values this close to 0 or 1 may have been cut off, and say nothing."""
 

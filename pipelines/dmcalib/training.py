@@ -54,7 +54,7 @@ from vision3d.training.data import (
     HELD_OUT_SEED,
     RenderedWorld,
     SampleSource,
-    describe_source,
+    describe_run,
     open_source,
 )
 from vision3d.training.dense import recipe_settings
@@ -549,9 +549,10 @@ class _DMCalibTask(Task):
             return DMCalibConfig.read(self.init)
         return DMCalibConfig()
 
-    def init_checksums(self) -> dict[str, str] | None:
-        """What the run starts from."""
-        return checksums(self.init, ("vae", "unet", "text_encoder", "calib", "depth_safe"))
+    @override
+    def describe(self) -> dict[str, Any]:
+        init = checksums(self.init, ("vae", "unet", "text_encoder", "calib", "depth_safe"))
+        return describe_run(self.options.preset, self._recipe, self.source, init)
 
 
 # Calibration --------------------------------------------------------------------------------------------
@@ -784,10 +785,6 @@ class CalibrationTask(_DMCalibTask):
         if r.one_step:
             config = replace(config, steps=1, ensemble=1, noise="zeros")
         self.write_shared(folder, config)
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        return _description(self, self._recipe)
 
 
 def focal_loss(picture: Tensor, mask: Tensor, target: Tensor, focal: Tensor) -> Tensor:
@@ -1059,10 +1056,6 @@ class DepthTask(_DMCalibTask):
         )
         self.write_shared(folder, config)
 
-    @override
-    def describe(self) -> dict[str, Any]:
-        return _description(self, self._recipe)
-
 
 def best_constant(depths: Sequence[Tensor]) -> float:
     """Mean AbsRel over images of the one depth, the same everywhere and for all, that makes it least."""
@@ -1074,14 +1067,3 @@ def best_constant(depths: Sequence[Tensor]) -> float:
         if len(d)
     ]
     return float(np.mean(scores, axis=0).min())
-
-
-def _description(task: _DMCalibTask, recipe: CalibrationRecipe | DepthRecipe) -> dict[str, Any]:
-    # The learning rate is the trainer's and may change on resumption.
-    described = {name: value for name, value in asdict(recipe).items() if name != "lr"}
-    return {
-        "preset": task.options.preset,
-        "recipe": described,
-        "data": describe_source(task.source),
-        "init": task.init_checksums(),
-    }

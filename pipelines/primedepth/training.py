@@ -8,9 +8,8 @@ its preset tunes the UNet along, with the denoising loss kept in the sum so that
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,10 +25,7 @@ from vision3d.geometry.affine import fit_scale_shift
 from vision3d.io.files import atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
 from vision3d.training.checkpoint import export_component
-from vision3d.training.data import (
-    SampleSource,
-    describe_source,
-)
+from vision3d.training.data import SampleSource
 from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
@@ -38,7 +34,6 @@ from vision3d.training.losses import (
     segmentation_loss,
 )
 from vision3d.training.prior import (
-    checksums,
     component_folder,
     denoising_loss,
     load_module,
@@ -282,19 +277,8 @@ class PrimeDepthTask(CaptionedTask):
     def export(self, folder: Path) -> None:
         for name in ("vae", "unet", "text_encoder", "refiner", "depth_head", "segmentation_head"):
             export_component(getattr(self, name), folder / name)
-        shutil.copytree(self.init / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-        if (self.init / "scheduler").is_dir():
-            shutil.copytree(self.init / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+        self.hand_on(folder, "tokenizer", "scheduler")
         write_pipeline_index(folder, self._recipe.max_size)
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        return {
-            "preset": self.options.preset,
-            "recipe": asdict(self._recipe),
-            "data": describe_source(self.source),
-            "init": checksums(self.init, ("vae", "unet", "text_encoder", "refiner", "depth_head")),
-        }
 
 
 def _to_size(inverse: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from vision3d.backbone.dino import Dino, DinoConfig, Request, load_dino, normali
 from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino.options import SDDinoConfig
 from vision3d.synthetic.objects import category_pairs, instances, portrait, same_place, square_window
-from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, SampleSource, describe_source, open_source
+from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, SampleSource, describe_run, open_source
 from vision3d.training.prior import preset
 from vision3d.training.task import Batch, Batches, Task, TaskOptions
 
@@ -711,12 +711,8 @@ class DinoTask(Task):
         from vision3d.backbone.loading import fingerprint
 
         init = self.options.init
-        return {
-            "preset": self.options.preset,
-            "recipe": asdict(self._recipe),
-            "data": describe_source(self.source),
-            "init": None if init is None else fingerprint(init),
-        }
+        started = None if init is None else fingerprint(init)
+        return describe_run(self.options.preset, self._recipe, self.source, started)
 
     @override
     def frozen(self) -> Iterable[nn.Module]:

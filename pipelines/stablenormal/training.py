@@ -15,10 +15,9 @@ is there a DINO of that size: a small one is trained along, asked for the scene'
 
 from __future__ import annotations
 
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,14 +49,10 @@ from vision3d.pipelines.stablenormal.network import (
 from vision3d.pipelines.stablenormal.pipeline import embed_prompt
 from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
 from vision3d.training.checkpoint import export_component
-from vision3d.training.data import (
-    SampleSource,
-    describe_source,
-)
+from vision3d.training.data import SampleSource
 from vision3d.training.dense import DenseTask
 from vision3d.training.losses import segmentation_loss
 from vision3d.training.prior import (
-    checksums,
     component_folder,
     load_module,
 )
@@ -183,6 +178,7 @@ class NormalsTask(DenseTask):
     presets: ClassVar[dict[str, NormalsRecipe]] = PRESETS
     fields: tuple[str, ...] = ("image", "normals")
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "normals")
+    starts_from: ClassVar[tuple[str, ...]] = ("vae", "unet", "controlnet", "text_encoder", "refine_unet")
     held_out_count: ClassVar[int] = HELD_OUT
     init_hint: ClassVar[str] = "give --init a folder with vae, unet, text_encoder and tokenizer"
 
@@ -318,25 +314,11 @@ class NormalsTask(DenseTask):
 
             tower = load_text_tower(component_folder(self.init, "text_encoder"), dtype=torch.float32)
             export_component(tower, folder / "text_encoder")
-            shutil.copytree(
-                component_folder(self.init, "tokenizer", "vocab.json"),
-                folder / "tokenizer",
-                dirs_exist_ok=True,
-            )
+            component_folder(self.init, "tokenizer", "vocab.json")  # refused by name where it is missing
+            self.hand_on(folder, "tokenizer")
             parts["text_encoder"] = tower
             parts["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         return parts
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        # The learning rate is the trainer's and may change on resumption.
-        recipe = {name: value for name, value in asdict(self._recipe).items() if name != "lr"}
-        return {
-            "preset": self.options.preset,
-            "recipe": recipe,
-            "data": describe_source(self.source),
-            "init": checksums(self.init, ("vae", "unet", "controlnet", "text_encoder", "refine_unet")),
-        }
 
 
 class YosoTask(NormalsTask):

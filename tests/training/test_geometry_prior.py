@@ -67,6 +67,17 @@ def prior_folder(stand_in_world, tmp_path_factory, world):
     return folder / "prior"
 
 
+def learned_by_heart(task, model, batch, steps):
+    """Loss and metrics of each step on one batch; the gradients are still there when they come."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        loss, metrics = task.loss(batch, step, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss, metrics
+
+
 def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, world, tmp_path):
     torch.manual_seed(0)
     recipe = replace(GEOMETRY, reconstruction_every=1, denoising_every=1)
@@ -74,16 +85,11 @@ def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, 
     model = task.build()
     task.text_encoder.requires_grad_(False)
     batch = task.batches()[0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
-    for step in range(40):
-        loss, metrics = task.loss(batch, step, torch.Generator().manual_seed(step))
-        loss.backward()
+    for step, (_, metrics) in enumerate(learned_by_heart(task, model, batch, 40)):
         if step == 0:
             missing = [name for name, p in model.named_parameters() if p.grad is None]
             assert not missing
-        optimizer.step()
-        optimizer.zero_grad()
         history.append({name: float(value) for name, value in metrics.items()})
     # one batch of ramps is learned by heart
     assert history[-1]["ssi"] < 0.5 * history[0]["ssi"]
@@ -100,14 +106,7 @@ def test_a_decoder_learns_normals_and_cameras_while_latents_stay(prior_folder, w
     model = task.build()
     before = {k: v.clone() for k, v in task.vae.state_dict().items()}
     batch = task.batches()[0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    history = []
-    for step in range(30):
-        loss, _ = task.loss(batch, step, torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(float(loss.detach()))
+    history = [float(loss.detach()) for loss, _ in learned_by_heart(task, model, batch, 30)]
     assert history[-1] < 0.7 * history[0]
     assert all(p.grad is not None for p in model.parameters())
     after = task.vae.state_dict()

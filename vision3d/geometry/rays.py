@@ -12,6 +12,8 @@ AZIMUTH = (-0.31, 0.31)
 """Range of theta / pi, the azimuth, that a Camera Image can hold (Deng et al., DM-Calib, section 3.1)."""
 POLAR = (0.21, 0.79)
 """Range of phi / pi there, the polar angle from the +y axis."""
+GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in its third channel."""
 
 
 def ray_angles(

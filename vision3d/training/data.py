@@ -7,7 +7,7 @@ of worker processes gives the same numbers, and ``n`` machines simply take every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,6 +94,20 @@ def describe_source(source: SampleSource) -> dict[str, Any]:
     runs = [[int(run[0]), int(run[-1]) + 1] for run in np.split(seeds, breaks)]
     size = list(source.size)  # type: ignore[attr-defined]
     return {"source": "rendered cache", "samples": len(source), "seeds": runs, "size": size}
+
+
+def describe_run(preset: str, recipe: Any, source: SampleSource, init: Any) -> dict[str, Any]:
+    """What defines a run, see :meth:`vision3d.training.task.Task.describe`.
+
+    Args:
+        preset: its name.
+        recipe: dataclass of the preset's settings. Its learning rate is left out: that is the trainer's, and may change
+            on resumption.
+        source: the samples.
+        init: checksums of what it starts from, or None.
+    """
+    settings = {name: value for name, value in asdict(recipe).items() if name != "lr"}
+    return {"preset": preset, "recipe": settings, "data": describe_source(source), "init": init}
 
 
 def captions_of(source: SampleSource, limit: int = 4096) -> list[str]:

@@ -6,8 +6,10 @@ once. A method adds its networks and its losses.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,11 +25,13 @@ from vision3d.training.data import (
     SampleSource,
     WorldBatches,
     augmented_crop,
+    describe_run,
     open_source,
 )
 from vision3d.training.prior import (
     Tokenised,
     TurnTaking,
+    checksums,
     clip_tokenizer,
     component_folder,
     load_module,
@@ -58,6 +62,8 @@ class DenseTask(Task):
     held_out_fields: ClassVar[tuple[str, ...]]
     held_out_count: ClassVar[int] = 96
     init_hint: ClassVar[str]
+    starts_from: ClassVar[tuple[str, ...]]
+    """Folders of ``init`` whose weights decide the outcome."""
 
     vae: Any
 
@@ -101,6 +107,17 @@ class DenseTask(Task):
     def member(self, index: int, batches: WorldBatches) -> Batches:
         """What is made of the batches of one shape before they take turns."""
         return batches
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        init = checksums(self.init, self.starts_from)
+        return describe_run(self.options.preset, self._recipe, self.source, init)
+
+    def hand_on(self, folder: Path, *names: str) -> None:
+        """Copy parts of ``init`` that are there and were not trained into an export."""
+        for name in names:
+            if (self.init / name).is_dir():
+                shutil.copytree(self.init / name, folder / name, dirs_exist_ok=True)
 
     def encoded(self, images: Tensor) -> Tensor:
         """Scaled posterior means of images in [0, 1], without gradient."""

@@ -11,9 +11,8 @@ the pictures that methods ask it for. The published prior needs none of this.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,11 +26,8 @@ from typing_extensions import override
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
-from vision3d.geometry.rays import angle_channels, ray_angles
+from vision3d.geometry.rays import GREY, angle_channels, ray_angles
 from vision3d.training.checkpoint import export_component
-from vision3d.training.data import (
-    describe_source,
-)
 from vision3d.training.dense import CaptionedTask, DenseTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
@@ -44,7 +40,6 @@ from vision3d.training.losses import (
 )
 from vision3d.training.prior import (
     autoencoding_loss,
-    checksums,
     component_folder,
     denoising_loss,
     load_module,
@@ -127,6 +122,7 @@ class GeometryPriorTask(CaptionedTask):
     fields = ("image", "depth", "normals", "K", "caption")
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth", "normals", "K")
     init_hint: ClassVar[str] = "give --init the export of prior-unet"
+    starts_from: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder")
 
     @override
     def build(self) -> nn.Module:
@@ -239,17 +235,7 @@ class GeometryPriorTask(CaptionedTask):
     def export(self, folder: Path) -> None:
         for name in ("vae", "unet", "text_encoder"):
             export_component(getattr(self, name), folder / name)
-        for name in ("tokenizer", "scheduler"):
-            shutil.copytree(self.init / name, folder / name, dirs_exist_ok=True)
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        return {
-            "preset": self.options.preset,
-            "recipe": asdict(self._recipe),
-            "data": describe_source(self.source),
-            "init": checksums(self.init, ("vae", "unet", "text_encoder")),
-        }
+        self.hand_on(folder, "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -291,6 +277,7 @@ class PriorDecoderTask(DenseTask):
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "normals", "K")
     held_out_count: ClassVar[int] = 32
     init_hint: ClassVar[str] = "give --init the export of prior-geometry"
+    starts_from: ClassVar[tuple[str, ...]] = ("vae",)
     kinds: ClassVar[tuple[str, ...]] = ("photo", "normals", "camera")
 
     @override
@@ -338,23 +325,12 @@ class PriorDecoderTask(DenseTask):
     @override
     def export(self, folder: Path) -> None:
         export_component(self.vae, folder / "vae")
-        for name in ("unet", "text_encoder", "tokenizer", "scheduler"):
-            if (self.init / name).is_dir():
-                shutil.copytree(self.init / name, folder / name, dirs_exist_ok=True)
-
-    @override
-    def describe(self) -> dict[str, Any]:
-        return {
-            "preset": self.options.preset,
-            "recipe": asdict(self._recipe),
-            "data": describe_source(self.source),
-            "init": checksums(self.init, ("vae",)),
-        }
+        self.hand_on(folder, "unet", "text_encoder", "tokenizer", "scheduler")
 
 
 def _camera_pictures(K: Tensor, images: Tensor) -> Tensor:
     """Camera Images (B, 3, H, W) in [0, 1] of images (B, 3, H, W) in [0, 1]."""
-    grey = images.mean(dim=1, keepdim=True)
+    grey = torch.einsum("bchw,c->bhw", images, images.new_tensor(GREY))[:, None]
     return torch.cat([angle_channels(_rays(K, images)) / 2 + 0.5, grey], dim=1)
 
 

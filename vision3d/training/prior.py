@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from vision3d.training.data import (
     WorldBatches,
     augmented_crop,
     captions_of,
-    describe_source,
+    describe_run,
     open_source,
 )
 from vision3d.training.losses import kl_to_standard_normal, reconstruction_loss
@@ -224,12 +224,8 @@ class PriorVaeTask(Task):
 
     @override
     def describe(self) -> dict[str, Any]:
-        return {
-            "preset": self.options.preset,
-            "recipe": _described(self._recipe),
-            "data": describe_source(self.source),
-            "init": checksums(self.options.init, ("vae",)),
-        }
+        init = checksums(self.options.init, ("vae",))
+        return describe_run(self.options.preset, self._recipe, self.source, init)
 
 
 @torch.no_grad()
@@ -507,13 +503,9 @@ class PriorUnetTask(Task):
 
     @override
     def describe(self) -> dict[str, Any]:
-        return {
-            "preset": self.options.preset,
-            "recipe": _described(self._recipe),
-            "data": describe_source(self.source),
-            "init": checksums(self.init, ("vae", "unet", "text_encoder")),
-            "vocabulary": len(self._vocabulary[0]),
-        }
+        init = checksums(self.init, ("vae", "unet", "text_encoder"))
+        described = describe_run(self.options.preset, self._recipe, self.source, init)
+        return {**described, "vocabulary": len(self._vocabulary[0])}
 
 
 def prediction_type_of(folder: Path) -> PredictionType:
@@ -683,11 +675,6 @@ def preset(presets: Mapping[str, Any], name: str, task: str) -> Any:
     if name not in presets:
         raise InputError(f"{task} has no preset {name!r}", f"choose one of {', '.join(presets)}")
     return presets[name]
-
-
-def _described(recipe: VaeRecipe | UnetRecipe) -> dict[str, Any]:
-    """A recipe without its learning rate, which is the trainer's and may change on resumption."""
-    return {name: value for name, value in asdict(recipe).items() if name != "lr"}
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:

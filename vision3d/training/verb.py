@@ -173,7 +173,7 @@ def write_record(
 
 
 def reproducing_command(task: str, options: TaskOptions, settings: TrainerSettings, steps: int) -> str:
-    """The command line that repeats the run, folders as placeholders.
+    """The command line that repeats the run, with DATA, INIT and OUT for the folders.
 
     A run by time is repeated by its number of steps: as long, though not equal to the bit, since its learning
     rate followed the clock.
