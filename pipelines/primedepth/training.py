@@ -152,6 +152,7 @@ class PrimeDepthTask(CaptionedTask):
     fields = ("image", "depth", "semantic", "caption")
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth")
     init_hint: ClassVar[str] = "give --init the export of prior-unet, or an SD 2.1 folder"
+    starts_from: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder", "refiner", "depth_head")
 
     def __init__(self, recipe: PrimeDepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         super().__init__(recipe, source, options)
