@@ -99,6 +99,19 @@ def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, 
     assert history[-1]["reconstruction"] < 0.9 * history[0]["reconstruction"]
 
 
+def test_the_last_leg_leaves_the_autoencoder_as_it_is(prior_folder, world, tmp_path):
+    recipe = replace(GEOMETRY, train_autoencoder=False, reconstruction_every=1)
+    task = GeometryPriorTask(recipe, world, TaskOptions(init=prior_folder))
+    assert set(task.build().keys()) == {"unet", "read_out"}
+    assert task.vae in task.frozen()
+    before = {k: v.clone() for k, v in task.vae.state_dict().items()}
+    trainer = Trainer(task, QUICK, tmp_path / "run")
+    trainer.run()
+    assert all(torch.equal(before[name], value) for name, value in task.vae.state_dict().items())
+    trainer.export(tmp_path / "weights")
+    assert {f.name for f in (tmp_path / "weights").iterdir()} >= {"vae", "unet", "text_encoder", "tokenizer"}
+
+
 def test_a_decoder_learns_normals_and_cameras_while_latents_stay(prior_folder, world, tmp_path):
     torch.manual_seed(0)
     recipe = replace(DecoderRecipe(), crops=((24, 32, 6),))

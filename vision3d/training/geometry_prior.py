@@ -5,8 +5,9 @@ million parameters, trained for an hour on a procedural world, learns no such th
 teaches it directly: autoencoder and UNet are tuned together, at the almost noise-free step that the dense methods
 read, so that a few convolutions on the UNet's last decoder features give inverse depth, normals, the direction of
 every pixel's ray and metric depth; the reconstruction and denoising losses stay in the sum, so that the result is
-still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. A second stage teaches the decoder alone
-the pictures that methods ask it for. The published prior needs none of this.
+still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. A last leg shows the UNet alone more of
+each photograph ("mini-fine"), and a second task teaches the decoder alone the pictures that methods ask it for. The
+published prior needs none of this.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class GeometryPriorRecipe:
         normal_weight: of the cosine loss of normals.
         ray_weight: of the L1 error of every ray's azimuth and elevation in radians, which tell the camera.
         metric_weight: of the L1 error of the logarithm of depth in metres.
-        reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss.
+        train_autoencoder: tune it along; else latents stay what they are, and with them all that reads them.
+        reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss, where it is tuned.
         denoising_weight, denoising_every: of the UNet's own loss.
         caption_dropout: share of captions replaced by "".
         scale: smallest and largest crop relative to the sample.
@@ -79,6 +81,7 @@ class GeometryPriorRecipe:
     normal_weight: float = 2.0
     ray_weight: float = 1.0
     metric_weight: float = 0.2
+    train_autoencoder: bool = True
     reconstruction_weight: float = 2.0
     reconstruction_every: int = 8
     kl_weight: float = 5e-4
@@ -92,7 +95,14 @@ class GeometryPriorRecipe:
     ema: float = 0.998
 
 
-PRESETS = {"mini": GeometryPriorRecipe()}
+PRESETS = {
+    "mini": GeometryPriorRecipe(),
+    "mini-fine": GeometryPriorRecipe(
+        crops=((112, 152, 6), (112, 112, 8), (56, 144, 12), (112, 152, 6), (112, 88, 10)),
+        train_autoencoder=False,
+        scale=(0.75, 1.0),
+    ),
+}
 
 
 class Geometry(NamedTuple):
@@ -109,7 +119,7 @@ class Geometry(NamedTuple):
 
 
 class GeometryPriorTask(CaptionedTask):
-    """Autoencoder and UNet, taught depth, normals and cameras through a small read-out.
+    """UNet and (see the recipe) autoencoder, taught depth, normals and cameras through a small read-out.
 
     Args:
         recipe: how to train.
@@ -138,12 +148,15 @@ class GeometryPriorTask(CaptionedTask):
             nn.Conv2d(96, 7 * CELL**2, 3, padding=1),
             nn.PixelShuffle(CELL),
         )
-        model = nn.ModuleDict({"vae": self.vae, "unet": self.unet, "read_out": self.read_out})
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae.to(memory_format=torch.channels_last)
+        trained = {"unet": self.unet, "read_out": self.read_out}
+        if self._recipe.train_autoencoder:
+            trained = {"vae": self.vae, **trained}
+        return nn.ModuleDict(trained).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
-        return (self.text_encoder,)
+        return (self.text_encoder,) if self._recipe.train_autoencoder else (self.text_encoder, self.vae)
 
     def geometry(
         self,
@@ -162,7 +175,8 @@ class GeometryPriorTask(CaptionedTask):
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self._recipe
         images = batch["image"].contiguous(memory_format=torch.channels_last)
-        mean, logvar = encode_moments(self.vae, images)
+        with torch.set_grad_enabled(recipe.train_autoencoder):
+            mean, logvar = encode_moments(self.vae, images)
         latents = mean * self.vae.config.scaling_factor
         context = self.context(batch["tokens"])
         told = self.geometry(latents, context, generator)
@@ -184,7 +198,11 @@ class GeometryPriorTask(CaptionedTask):
             denoising = denoising_loss(self.unet, clean, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
-        if recipe.reconstruction_weight and step % recipe.reconstruction_every == 0:
+        if (
+            recipe.train_autoencoder
+            and recipe.reconstruction_weight
+            and step % recipe.reconstruction_every == 0
+        ):
             # what the methods will ask it to carry: normal maps, and Camera Images of DM-Calib
             others = normal_picture(batch["normals"])
             others[1::2] = _camera_pictures(batch["K"], images)[1::2]
