@@ -155,9 +155,11 @@ PRESETS = {
     "mini": MINI,
     # a narrower new UNet in both stages, for priors that know nothing of geometry
     "mini-narrow": replace(MINI, channels=(32, 40, 40, 40), lr=1.5e-3),
-    # second leg of the mini: finer crops, from the first's export
+    # last leg of the mini: more of each photograph, from the first's export
     "mini-fine": replace(
-        MINI, crops=((96, 128, 5), (112, 112, 5)), lr=6e-4, processing_resolution=128, warmup=50
+        MINI,
+        crops=((112, 152, 4), (112, 112, 5), (48, 152, 9), (112, 152, 4), (112, 88, 7)),
+        processing_resolution=144,
     ),
     "full": FULL,
     # the prompt-free line (NiRNE): the image latent in place of noise, zeros in place of text, t = 0
