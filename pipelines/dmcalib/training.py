@@ -879,31 +879,24 @@ class DepthRecipe:
     ema: float = 0.0
 
 
-MINI_DEPTH = DepthRecipe(
-    sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12), (96, 32, 24)),
-    lr=1.5e-3,
-    unet=MINI_SHAPE,
-    domain="any",
-    domain_share=0.25,
-    l1_weight=0.1,
-    log_weight=0.25,
-    relative_weight=1.0,
-    gradient_weight=0.1,
-    camera_noise=0.15,
-    first_depth=5.0,
-    plan=Augmentation(zoom=(1.0, 1.5), whole=0.4, uneven=0.0, bands=0.0, photometric=0.8),
-    max_size=96,
-    world=(120, 160),
-    warmup=100,
-    ema=0.998,
-)
 DEPTH_PRESETS = {
-    "mini": MINI_DEPTH,
-    # last leg of the mini, as for calibration
-    "mini-fine": replace(
-        MINI_DEPTH,
-        sizes=((144, 112, 6), (144, 144, 5), (144, 96, 6), (112, 144, 6), (144, 48, 12)),
-        max_size=144,
+    "mini": DepthRecipe(
+        sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12), (96, 32, 24)),
+        lr=1.5e-3,
+        unet=MINI_SHAPE,
+        domain="any",
+        domain_share=0.25,
+        l1_weight=0.1,
+        log_weight=0.25,
+        relative_weight=1.0,
+        gradient_weight=0.1,
+        camera_noise=0.15,
+        first_depth=5.0,
+        plan=Augmentation(zoom=(1.0, 1.5), whole=0.4, uneven=0.0, bands=0.0, photometric=0.8),
+        max_size=96,
+        world=(120, 160),
+        warmup=100,
+        ema=0.998,
     ),
     # As published: batch 96 in all (12 on each of 8 GPUs).
     "full": DepthRecipe(sizes=((768, 576, 12), (768, 432, 12), (768, 768, 12)), lr=3e-5),

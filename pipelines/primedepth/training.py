@@ -130,7 +130,7 @@ PRESETS = {
         MINI,
         crops=((112, 152, 6), (112, 112, 8), (48, 152, 12), (112, 152, 6), (112, 88, 10)),
         scale=(0.75, 1.0),
-        max_size=144,
+        max_size=112,
     ),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,
