@@ -42,7 +42,7 @@ from vision3d.pipelines.dmcalib.training import widened
 from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, build_networks
 from vision3d.pipelines.scene import Scene, SceneOptions, ScenePipeline
-from vision3d.pipelines.scene.pipeline import Tasks
+from vision3d.pipelines.scene.pipeline import CommonView, Tasks
 from vision3d.prediction import Provenance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,18 +122,22 @@ def counting_encodes(pipeline: ScenePipeline) -> Iterator[list[tuple[int, ...]]]
 
 
 def separately(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> dict[str, float]:
-    """Seconds of each task when it finds no latents of the others."""
-    tasks = pipeline.tasks(options, photo)
+    """Seconds of each task when it finds no latents of the others; each sees the photograph as in one call."""
+    options = options.completed(pipeline.calibration.config)
+    tasks, side = pipeline.tasks(options, photo), pipeline.canvas(options)
+    view = None if side is None else CommonView.of(photo, side)
+    sees, small = (view.canvas, view.small) if view else (photo, photo)
     shared_latents().clear()
     seconds = {}
-    seconds["camera"], camera = timed(lambda: tasks.calibrate(photo), DEVICE)
+    seconds["camera"], calibrated = timed(lambda: tasks.calibrate(small), DEVICE)
+    camera = view.camera(calibrated.camera) if view else calibrated.camera
     parts: dict[str, Callable[[], Any]] = {
-        "metric depth": lambda: tasks.metric_depth(photo, camera.camera),
-        "normals": lambda: tasks.normals(photo),
+        "metric depth": lambda: tasks.metric_depth(sees, camera),
+        "normals": lambda: tasks.normals(sees),
     }
     relative = tasks.relative_depth
     if relative is not None:
-        parts["relative depth"] = lambda: relative(photo)
+        parts["relative depth"] = lambda: relative(sees)
     for name, run in parts.items():
         shared_latents().clear()
         seconds[name], _ = timed(run, DEVICE)
