@@ -25,6 +25,7 @@ from vision3d.pipelines.dmcalib import DMCalib
 from vision3d.pipelines.dmcalib.camera_image import angles_to_channels, encode_angles
 from vision3d.pipelines.dmcalib.checkpoint import Contexts, build_decoder
 from vision3d.pipelines.dmcalib.options import DMCalibConfig
+from vision3d.pipelines.primedepth.pipeline import working_size
 from vision3d.pipelines.scene import Scene, ScenePipeline
 from vision3d.pipelines.stablenormal import StableNormal
 from vision3d.pipelines.stablenormal.training import image_branch_of
@@ -131,9 +132,10 @@ def test_each_distinct_preprocessing_and_autoencoder_encodes_once(
     pipeline = ScenePipeline.from_pretrained(weights)
     assert pipeline.normals.vae is pipeline.calibration.vae
     scene, runs = encodes(pipeline, photo)
-    # The photograph: the padded square of the calibration, and 96 × 72 by two filters for metric depth and normals.
-    # The third of that size is the Camera Image, which the metric depth reads, too.
-    assert sorted(runs) == [("eps 1e-05", 72, 96), *[("eps 1e-06", 72, 96)] * 3, ("eps 1e-06", 96, 96)]
+    # The photograph: PrimeDepth's own size, the padded square of the calibration, and 96 × 72 by two filters for metric
+    # depth and normals. The third of that size is the Camera Image, which the metric depth reads, too.
+    height, width = (side // 8 * 8 for side in working_size(96, 128, pipeline.depth.config["max_size"]))
+    assert sorted(runs) == [("eps 1e-05", height, width), *[("eps 1e-06", 72, 96)] * 3, ("eps 1e-06", 96, 96)]
     assert scene.size == (96, 128)
     shared_latents().clear()
     common, runs = encodes(pipeline, photo, common_preprocessing=True)
