@@ -33,6 +33,7 @@ from stablenormal import build as build_normals
 from vision3d.backbone.featurecache import shared_latents
 from vision3d.camera import Intrinsics
 from vision3d.errors import Vision3DError
+from vision3d.evaluation.normal_metrics import normal_metrics
 from vision3d.evaluation.parity import recipe
 from vision3d.io.photo import Photo, load_photo
 from vision3d.pipelines.dmcalib import DMCalib
@@ -42,12 +43,11 @@ from vision3d.pipelines.dmcalib.training import widened
 from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, build_networks
 from vision3d.pipelines.scene import Scene, SceneOptions, ScenePipeline
-from vision3d.pipelines.scene.pipeline import CommonView, Tasks
+from vision3d.pipelines.scene.pipeline import Tasks, build_scene
 from vision3d.prediction import Provenance
+from vision3d.training.data import HELD_OUT_SEED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-HELD_OUT = 900_000_000
-"""First seed that no training of this repository draws."""
 
 
 class Untrained(ScenePipeline):
@@ -124,23 +124,25 @@ def counting_encodes(pipeline: ScenePipeline) -> Iterator[list[tuple[int, ...]]]
 def separately(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> dict[str, float]:
     """Seconds of each task when it finds no latents of the others; each sees the photograph as in one call."""
     options = options.completed(pipeline.calibration.config)
-    tasks, side = pipeline.tasks(options, photo), pipeline.canvas(options)
-    view = None if side is None else CommonView.of(photo, side)
-    sees, small = (view.canvas, view.small) if view else (photo, photo)
-    shared_latents().clear()
-    seconds = {}
-    seconds["camera"], calibrated = timed(lambda: tasks.calibrate(small), DEVICE)
-    camera = view.camera(calibrated.camera) if view else calibrated.camera
-    parts: dict[str, Callable[[], Any]] = {
-        "metric depth": lambda: tasks.metric_depth(sees, camera),
-        "normals": lambda: tasks.normals(sees),
-    }
+    tasks, seconds = pipeline.tasks(options, photo), {}
+
+    def alone(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def task(*given: Any) -> Any:
+            shared_latents().clear()
+            seconds[name], result = timed(lambda: run(*given), DEVICE)
+            return result
+
+        return task
+
     relative = tasks.relative_depth
-    if relative is not None:
-        parts["relative depth"] = lambda: relative(sees)
-    for name, run in parts.items():
-        shared_latents().clear()
-        seconds[name], _ = timed(run, DEVICE)
+    tasks = replace(
+        tasks,
+        calibrate=alone("camera", tasks.calibrate),
+        metric_depth=alone("metric depth", tasks.metric_depth),
+        relative_depth=None if relative is None else alone("relative depth", relative),
+        normals=alone("normals", tasks.normals),
+    )
+    build_scene(photo, tasks, options, canvas=pipeline.canvas(options))
     return seconds
 
 
@@ -157,7 +159,7 @@ def accuracy(pipeline: ScenePipeline, options: SceneOptions, count: int, side: i
     from vision3d.synthetic import render_sample
 
     rows = []
-    for seed in range(HELD_OUT, HELD_OUT + 3 * count, 3):
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 3 * count, 3):
         sample = render_sample(seed, (side, side))
         there = np.isfinite(sample.depth)
         if there.mean() < 0.1:
@@ -165,7 +167,6 @@ def accuracy(pipeline: ScenePipeline, options: SceneOptions, count: int, side: i
         scene: Scene = pipeline.predict([Photo(sample.image, f"sample {seed}")], options)[0]
         seen = there & scene.usable()
         truth = sample.depth
-        cosine = np.einsum("nc,nc->n", scene.normals[seen], sample.normals[seen])
         rows.append(
             {
                 "fov_error_degrees": abs(
@@ -173,7 +174,7 @@ def accuracy(pipeline: ScenePipeline, options: SceneOptions, count: int, side: i
                 ),
                 "metric_absrel": float(np.abs(scene.metric[seen] / truth[seen] - 1).mean()),
                 "fused_absrel": float(np.abs(scene.fused[seen] / truth[seen] - 1).mean()),
-                "normal_error_degrees": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()),
+                "normal_error_degrees": normal_metrics(scene.normals, sample.normals, seen).mean,
             }
         )
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -207,7 +208,7 @@ def main() -> None:
     else:
         from vision3d.synthetic import render_sample
 
-        photo = Photo(render_sample(HELD_OUT + 6, (given.size * 3 // 4, given.size)).image, "rendered")
+        photo = Photo(render_sample(HELD_OUT_SEED + 6, (given.size * 3 // 4, given.size)).image, "rendered")
     profiles = {"published": SceneOptions(), "fast": SceneOptions(fast=True)}
     report: dict[str, Any] = {"threads": given.threads, "device": given.device, "size": list(photo.size)}
     pipeline: ScenePipeline | None = None

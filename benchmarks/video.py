@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vision3d.evaluation.normal_metrics import NormalMetrics, normal_metrics
 from vision3d.geometry.flow import flicker, motion
 from vision3d.io.photo import Photo
 from vision3d.pipelines.stablenormal import StableNormal
@@ -27,10 +29,9 @@ from vision3d.pipelines.stablenormal.video import Stabiliser
 from vision3d.synthetic import Sample, cameras
 from vision3d.synthetic.draw import Draw
 from vision3d.synthetic.render import VIEWS, render_view
+from vision3d.synthetic.scene import rotation_y
 from vision3d.synthetic.worlds import world
-
-HELD_OUT = 900_000_000
-"""First seed that no training of this repository draws."""
+from vision3d.training.data import HELD_OUT_SEED
 
 
 def walk(
@@ -53,16 +54,14 @@ def walk(
     """
     place = world(seed // VIEWS)
     view = cameras.choose(place, Draw(2, seed), size[0] / size[1])
-    first = render_view(place, view, Draw(2, seed), size, seed)
-    way = step * float(np.median(first.depth[np.isfinite(first.depth)]))
-    angle = np.radians(turn)
-    yaw = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    yaw = rotation_y(math.radians(turn))
     random = np.random.default_rng(seed)
-    shown = []
+    shown: list[Sample] = []
     for _ in range(frames):
         frame = render_view(place, view, Draw(2, seed), size, seed)
         noisy = frame.image + random.normal(0, noise, frame.image.shape)
         shown.append(replace(frame, image=np.clip(np.rint(noisy), 0, 255).astype(np.uint8)))
+        way = step * float(np.median(shown[0].depth[np.isfinite(shown[0].depth)]))
         pose = view.cam_to_world.copy()
         pose[:3, 3] += way * pose[:3, 0]
         pose[:3, :3] = pose[:3, :3] @ yaw
@@ -71,13 +70,9 @@ def walk(
 
 
 def error(fields: list[np.ndarray], samples: list[Sample]) -> float:
-    """Mean angular error in degrees where there is a surface."""
-    angles = []
-    for field, sample in zip(fields, samples, strict=True):
-        known = np.isfinite(sample.depth)
-        cosine = (field * sample.normals).sum(-1)[known]
-        angles.append(float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()))
-    return float(np.mean(angles))
+    """Mean angular error in degrees where there is a surface, over frames."""
+    pairs = zip(fields, samples, strict=True)
+    return NormalMetrics.average(normal_metrics(field, sample.normals) for field, sample in pairs).mean
 
 
 def main() -> None:
@@ -99,7 +94,7 @@ def main() -> None:
         options = NormalOptions(turbo=turbo)
         rows: dict[str, list[tuple[float, float]]] = {}
         for index in range(given.scenes):
-            samples = walk(HELD_OUT + VIEWS * (index + 1), given.frames, tuple(given.size))
+            samples = walk(HELD_OUT_SEED + VIEWS * (index + 1), given.frames, tuple(given.size))
             motions = [motion(a.image, b.image) for a, b in pairwise(samples)]
             truth = [s.normals for s in samples]
             fields = {"exact": truth}

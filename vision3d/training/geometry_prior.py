@@ -148,11 +148,12 @@ class GeometryPriorTask(CaptionedTask):
             nn.Conv2d(96, 7 * CELL**2, 3, padding=1),
             nn.PixelShuffle(CELL),
         )
-        self.vae.to(memory_format=torch.channels_last)
-        trained = {"unet": self.unet, "read_out": self.read_out}
-        if self._recipe.train_autoencoder:
-            trained = {"vae": self.vae, **trained}
-        return nn.ModuleDict(trained).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts: dict[str, Any] = {"vae": self.vae, "unet": self.unet, "read_out": self.read_out}
+        for module in parts.values():
+            module.to(memory_format=torch.channels_last)
+        if not self._recipe.train_autoencoder:
+            del parts["vae"]
+        return nn.ModuleDict(parts)
 
     @override
     def frozen(self) -> Iterable[nn.Module]:
