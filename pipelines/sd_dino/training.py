@@ -6,12 +6,13 @@ another crop, over learned prototypes. Centring and a sharp teacher keep both fr
 small for it, the teacher's assignments are balanced over the batch instead and class tokens are spread apart, as in
 DINOv2 (Oquab et al., 2023: Sinkhorn-Knopp and the KoLeo term).
 
-Ours is one term more: patches are distilled, too, each with the teacher's patch at the same place of the other crop
-(after iBOT and DenseCL). Few images and little time suffice for it, and correspondence lives on patches. Images are
-cut around single objects, as the photographs of a curated data set are.
+Ours are two terms more, since few images and little time suffice for them and correspondence lives on patches: they
+are distilled, too, each with the teacher's patch at the same place of the other crop (after iBOT and DenseCL), and each
+has to find that place among all patches of the other crop. Images are cut around single objects, as the photographs
+of a curated data set are.
 
-The preset ``mini-keypoints`` is not self-supervised any more: it also learns which of the procedural world's named
-keypoints (category and name) a patch holds. The record of a training says so.
+The preset ``mini-keypoints`` is not self-supervised any more: there a named keypoint of the procedural world also has
+to be found in a picture of another object of its category. The record of a training says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +45,8 @@ class DinoRecipe:
 
     Args:
         width, depth, heads, patch: of the transformer.
-        crop: side of the large crops in pixels; also of the position table.
+        crop: side of the large crops in pixels.
+        table: side in pixels of the images that the position table fits.
         local_crop: side of the small crops.
         locals: small crops per image.
         crop_scale, local_scale: share of an image's area that a crop covers, smallest and largest.
@@ -58,8 +61,11 @@ class DinoRecipe:
         centre_momentum: of that running mean.
         koleo: weight of the term that keeps class tokens of different images apart; 0 is plain DINO.
         freeze_last: steps during which prototypes stay as they are.
-        patch_weight: of the term over patches; 0 is plain DINO.
-        keypoint_weight: of telling which named keypoint of the world a patch holds; 0 is self-supervised.
+        patch_weight: of the distillation of patches; 0 is plain DINO.
+        match_weight: of finding a patch's place in the other large crop; 0 is plain DINO.
+        keypoint_weight: of finding a named keypoint of the world in another object of its category; 0 is
+            self-supervised. Images then come in pairs of one category.
+        match_temperature: of the softmax over the places.
         objects: share of the images that are cut around an object with keypoints; others are random squares.
         margin: smallest and largest side of that cut relative to the object.
         flip: mirror half of the images, all crops of one alike, so that left and right stay apart.
@@ -73,6 +79,7 @@ class DinoRecipe:
     heads: int
     patch: int
     crop: int
+    table: int
     local_crop: int
     locals: int
     batch: int
@@ -92,7 +99,9 @@ class DinoRecipe:
     koleo: float = 0.0
     freeze_last: int = 100
     patch_weight: float = 0.0
+    match_weight: float = 0.0
     keypoint_weight: float = 0.0
+    match_temperature: float = 0.07
     objects: float = 0.0
     margin: tuple[float, float] = (1.1, 1.8)
     flip: bool = True
@@ -104,11 +113,12 @@ class DinoRecipe:
 
 
 MINI = DinoRecipe(
-    width=128,
-    depth=6,
-    heads=4,
+    width=96,
+    depth=5,
+    heads=3,
     patch=8,
     crop=96,
+    table=128,
     local_crop=48,
     locals=2,
     batch=24,
@@ -126,6 +136,7 @@ MINI = DinoRecipe(
     koleo=0.1,
     freeze_last=50,
     patch_weight=1.0,
+    match_weight=1.0,
     objects=0.8,
     flip=True,
     warmup=150,
@@ -135,7 +146,10 @@ MINI = DinoRecipe(
 )
 PRESETS = {
     "mini": MINI,
-    "mini-keypoints": replace(MINI, keypoint_weight=1.0),
+    # goes on from "mini", at the size of inference
+    "mini-keypoints": replace(
+        MINI, crop=128, locals=0, crop_scale=(0.5, 1.0), margin=(1.1, 1.6), objects=1.0, keypoint_weight=2.0
+    ),
     # ViT-S/8 as published, except that the images are ours
     "full": DinoRecipe(
         width=384,
@@ -143,6 +157,7 @@ PRESETS = {
         heads=6,
         patch=8,
         crop=224,
+        table=224,
         local_crop=96,
         locals=8,
         batch=64,
@@ -164,8 +179,8 @@ PRESETS = {
 }
 
 
-LABELS = 4093
-"""Classes of keypoints: names are hashed, so that no list of them has to be kept; a few of some hundred collide."""
+LABELS = 2**24 - 3
+"""Classes of keypoints: names are hashed, so that no list of them has to be kept; float32 holds them exactly."""
 KEYPOINTS = 24
 """Keypoints per crop, at most."""
 
@@ -201,6 +216,17 @@ class CropBatches:
     batch_size: int
     seed: int = 0
 
+    @cached_property
+    def categories(self) -> list[list[tuple[int, int]]]:
+        """The objects of each category, each as the number of its sample and its own there."""
+        if isinstance(self.source, RenderedWorld):
+            raise InputError("pairs of a category are drawn from rendered scenes", "give a cache with --data")
+        found: dict[str, list[tuple[int, int]]] = {}
+        for number in range(len(self.source)):
+            for instance in instances(self.source[number], min_share=0.015, min_keypoints=2):
+                found.setdefault(instance.category, []).append((number, instance.object_id))
+        return [found[name] for name in sorted(found) if len(found[name]) > 1]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         examples = [self.example(index * self.batch_size + j) for j in range(self.batch_size)]
         large = [[e[0][i] for e in examples] for i in (0, 1)]
@@ -223,16 +249,22 @@ class CropBatches:
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]], np.ndarray]:
         """Large crops, small crops, the large ones' boxes, and keypoints (x, y, class) of one image of the stream."""
         rng = np.random.default_rng((self.seed, 3, position))
-        sample = self.source[int(rng.integers(len(self.source)))]
         recipe = self.recipe
-        top, left, bottom, right = self._subject(sample, rng)
+        if recipe.keypoint_weight:
+            number, object_id = self._one_of_a_pair(position)
+            sample = self.source[number]
+            top, left, bottom, right = self._subject(sample, rng, object_id)
+        else:
+            sample = self.source[int(rng.integers(len(self.source)))]
+            top, left, bottom, right = self._subject(sample, rng)
         image = np.asarray(sample.image)[top:bottom, left:right]
         mirrored = recipe.flip and rng.random() < 0.5
         if mirrored:
             image = image[:, ::-1]
         points = np.zeros((0, 3), np.float32)
         if recipe.keypoint_weight:
-            rows = sample.keypoints[sample.keypoints["visible"]]
+            keypoints = sample.keypoints
+            rows = keypoints[keypoints["visible"] & (keypoints["object_id"] == object_id)]
             classes = [keypoint_label(str(r["category"]), str(r["name"]), mirrored) for r in rows]
             points = np.stack([rows["x"] - left, rows["y"] - top, classes], 1).astype(np.float32)
             if mirrored:
@@ -247,12 +279,23 @@ class CropBatches:
             small.append(_crop(image, box, recipe.local_crop, rng))
         return large, small, boxes, points
 
-    def _subject(self, sample: Any, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """A square (top, left, bottom, right) of the sample, around one of its objects if it has one."""
+    def _one_of_a_pair(self, position: int) -> tuple[int, int]:
+        """Sample and object; positions 2 k and 2 k + 1 get different objects of one category."""
+        rng = np.random.default_rng((self.seed, 5, position // 2))
+        # frequent categories come more often, but less so than they are there
+        weights = np.sqrt([len(members) for members in self.categories])
+        members = self.categories[int(rng.choice(len(weights), p=weights / weights.sum()))]
+        return members[int(rng.choice(len(members), 2, replace=False)[position % 2])]
+
+    def _subject(
+        self, sample: Any, rng: np.random.Generator, object_id: int | None = None
+    ) -> tuple[int, int, int, int]:
+        """A square (top, left, bottom, right) of the sample, around the or one of its objects if it has one."""
         image = np.asarray(sample.image)
-        found = (
-            instances(sample, min_share=0.015, min_keypoints=1) if rng.random() < self.recipe.objects else []
-        )
+        wanted = object_id is not None or rng.random() < self.recipe.objects
+        found = instances(sample, min_share=0.015, min_keypoints=1) if wanted else []
+        if object_id is not None:
+            found = [instance for instance in found if instance.object_id == object_id]
         if found:
             box = found[int(rng.integers(len(found)))].box
             margin, shift = rng.uniform(*self.recipe.margin), rng.uniform(-0.1, 0.1, 2)
@@ -372,6 +415,24 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return -(teacher * F.log_softmax(student / temperature, dim=-1)).sum(-1)
 
 
+def places_in(here: Tensor, there: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the patches of one crop are in another: ``(B, h * w, 2)`` x, y from 0 to 1, and which are inside.
+
+    Args:
+        here, there: ``(B, 4)`` boxes, see :func:`patches_at`.
+        grid: (h, w) patches of the crop ``here``.
+    """
+    middles = [(torch.arange(count, device=here.device) + 0.5) / count for count in grid]
+    y = here[:, 0:1] + middles[0] * (here[:, 2:3] - here[:, 0:1])
+    x = here[:, 1:2] + middles[1] * (here[:, 3:4] - here[:, 1:2])
+    v = (y - there[:, 0:1]) / (there[:, 2:3] - there[:, 0:1])
+    u = (x - there[:, 1:2]) / (there[:, 3:4] - there[:, 1:2])
+    places = torch.stack(
+        [u[:, None, :].expand(-1, grid[0], -1), v[:, :, None].expand(-1, -1, grid[1])], dim=-1
+    ).flatten(1, 2)
+    return places, ((places > 0) & (places < 1)).all(-1)
+
+
 def patches_at(
     maps: Tensor,  # [B, K, h, w] of crops at `there`
     here: Tensor,  # [B, 4] boxes whose patches are asked for
@@ -382,57 +443,47 @@ def patches_at(
 
     Boxes are top, left, bottom, right in one frame. Interpolated bilinearly.
     """
-    middles = [(torch.arange(count, device=maps.device) + 0.5) / count for count in grid]
-    y = here[:, 0:1] + middles[0] * (here[:, 2:3] - here[:, 0:1])
-    x = here[:, 1:2] + middles[1] * (here[:, 3:4] - here[:, 1:2])
-    v = (y - there[:, 0:1]) / (there[:, 2:3] - there[:, 0:1])
-    u = (x - there[:, 1:2]) / (there[:, 3:4] - there[:, 1:2])
-    place = torch.stack(
-        [u[:, None, :].expand(-1, grid[0], -1), v[:, :, None].expand(-1, -1, grid[1])], dim=-1
+    places, inside = places_in(here, there, grid)
+    values = F.grid_sample(
+        maps, 2 * places.unflatten(1, grid) - 1, align_corners=False, padding_mode="border"
     )
-    inside = ((place > 0) & (place < 1)).all(-1).flatten(1)
-    values = F.grid_sample(maps, 2 * place - 1, align_corners=False, padding_mode="border")
     return values.flatten(2).transpose(1, 2), inside
 
 
-def keypoint_loss(
-    head: nn.Module,
-    patches: Tensor,  # [B, h * w, C]
-    keypoints: Tensor,  # [B, M, 3] x, y from 0 to 1 and class, 0 for no keypoint
+def match_loss(
+    patches: Tensor,  # [B, N, C] to be found
+    others: Tensor,  # [B, h * w, C] of the images in which
+    places: Tensor,  # [B, N, 2] x, y from 0 to 1, where they are there
+    there: Tensor,  # [B, N] bool: which are there at all
     grid: tuple[int, int],
-    generator: torch.Generator,
-    others: int = 4,
+    temperature: float,
 ) -> Tensor:
-    """Cross entropy of patches that hold a keypoint, and in equal parts of some that are not even next to one.
+    """Cross entropy of the softmax over an image's patches, by their cosine with one that has its place among them."""
+    if not bool(there.any()):
+        return (patches.sum() + others.sum()) * 0
+    scores = F.normalize(patches.float(), dim=-1) @ F.normalize(others.float(), dim=-1).transpose(1, 2)
+    chances = F.log_softmax(scores[there] / temperature, dim=-1)
+    return -(cell_weights(places[there], grid) * chances).sum(-1).mean()
+
+
+def cell_weights(places: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bilinear weights ``(..., h * w)`` of a grid's cells at places ``(..., 2)``: x, y from 0 to 1."""
+    shares = []
+    for axis, count in ((1, grid[0]), (0, grid[1])):
+        place = (places[..., axis] * count - 0.5).clamp(0, count - 1)
+        shares.append((1 - (place[..., None] - torch.arange(count, device=places.device)).abs()).clamp_min(0))
+    return (shares[0][..., :, None] * shares[1][..., None, :]).flatten(-2)
+
+
+def common_keypoints(keypoints: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each keypoint is in the image's partner, the next or the last one: ``(B, M, 2)`` and ``(B, M)`` bool.
 
     Args:
-        head: patches to scores of the classes; class 0 is "none".
-        patches, keypoints: of the crops.
-        grid: (h, w).
-        generator: draws the others, on the CPU.
-        others: so many of them for each crop.
+        keypoints: ``(B, M, 3)`` x, y from 0 to 1 and class, 0 for none; B is even.
     """
-    classes = keypoints[..., 2].long()
-    column = (keypoints[..., 0] * grid[1]).long().clamp(0, grid[1] - 1)
-    row = (keypoints[..., 1] * grid[0]).long().clamp(0, grid[0] - 1)
-    image = torch.arange(len(patches), device=patches.device)[:, None].expand_as(classes)
-    there = classes > 0
-    taken = torch.zeros((len(patches), 1, *grid), device=patches.device)
-    taken[image[there], 0, row[there], column[there]] = 1
-    near = F.max_pool2d(taken, 3, stride=1, padding=1).flatten(1) > 0
-    drawn = torch.randint(0, grid[0] * grid[1], (len(patches), others), generator=generator).to(
-        patches.device
-    )
-    free = ~near.gather(1, drawn)
-    total = patches.sum() * 0
-    if there.any():
-        chosen = patches[image[there], (row * grid[1] + column)[there]]
-        total = total + F.cross_entropy(head(chosen).float(), classes[there])
-    if free.any():
-        chosen = patches.gather(1, drawn[..., None].expand(-1, -1, patches.shape[-1]))[free]
-        none = torch.zeros(len(chosen), dtype=torch.long, device=patches.device)
-        total = total + F.cross_entropy(head(chosen).float(), none)
-    return total
+    partner = keypoints.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    same = (keypoints[..., None, 2] == partner[:, None, :, 2]) & (keypoints[..., None, 2] > 0)
+    return partner[..., :2].gather(1, same.int().argmax(-1, keepdim=True).expand(-1, -1, 2)), same.any(-1)
 
 
 class DinoTask(Task):
@@ -449,10 +500,12 @@ class DinoTask(Task):
     def __init__(self, recipe: DinoRecipe, source: SampleSource, options: TaskOptions) -> None:
         self._recipe, self.source, self.options = recipe, source, options
         self.batch_size = options.batch_size or recipe.batch
-        if recipe.crop % recipe.patch or recipe.local_crop % recipe.patch:
+        if recipe.crop % recipe.patch or recipe.local_crop % recipe.patch or recipe.table % recipe.patch:
             raise InputError(
                 f"crops of {recipe.crop} with patches of {recipe.patch}", "use multiples of the patch"
             )
+        if recipe.keypoint_weight and self.batch_size % 2:
+            raise InputError(f"{self.batch_size} images a step", "pairs of a category need an even number")
         self._held: list[Any] | None = None
 
     @classmethod
@@ -474,7 +527,7 @@ class DinoTask(Task):
         """Sizes of the transformer; v1's layout, which has no layer scale."""
         recipe = self._recipe
         return DinoConfig(
-            recipe.width, recipe.depth, recipe.heads, recipe.patch, recipe.crop // recipe.patch, 4 * recipe.width,
+            recipe.width, recipe.depth, recipe.heads, recipe.patch, recipe.table // recipe.patch, 4 * recipe.width,
             layer_scale=False, mask_token=False,
         )  # fmt: skip
 
@@ -490,8 +543,6 @@ class DinoTask(Task):
                 parts[f"{who}_{head}"] = PrototypeHead(
                     recipe.width, recipe.hidden, recipe.bottleneck, recipe.prototypes
                 )
-        if recipe.keypoint_weight:
-            parts["keypoint_head"] = nn.Linear(recipe.width, LABELS + 1)
         if self.options.init is not None:
             self._continue_from(parts["student"], self.options.init)
         self.model = nn.ModuleDict(parts)
@@ -594,22 +645,36 @@ class DinoTask(Task):
             dense = self._patch_loss(seen, taught, boxes, step, frozen)
             loss = loss + recipe.patch_weight * dense
             metrics["patch"] = dense.detach()
+        if recipe.match_weight:
+            swapped = seen.patches.roll(count, 0)
+            places, inside = places_in(boxes, boxes.roll(count, 0), seen.grid)
+            found = match_loss(seen.patches, swapped, places, inside, seen.grid, recipe.match_temperature)
+            loss = loss + recipe.match_weight * found
+            metrics["match"] = found.detach()
         if recipe.keypoint_weight:
-            head = self._part("keypoint_head")
-            named = keypoint_loss(head, seen.patches, batch["keypoints"], seen.grid, generator)
+            named = self._keypoint_loss(seen, batch["keypoints"])
             loss = loss + recipe.keypoint_weight * named
             metrics["keypoints"] = named.detach()
         return loss, metrics
+
+    def _keypoint_loss(self, seen: Any, keypoints: Tensor) -> Tensor:
+        """The patches that hold a keypoint, to be found in the image of another object of the category."""
+        places, there = common_keypoints(keypoints)
+        rows, columns = seen.grid
+        cells = (keypoints[..., 1] * rows).long().clamp(0, rows - 1) * columns
+        cells = cells + (keypoints[..., 0] * columns).long().clamp(0, columns - 1)
+        patches = seen.patches.gather(1, cells[..., None].expand(-1, -1, seen.patches.shape[-1]))
+        partner = seen.patches.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        return match_loss(patches, partner, places, there, seen.grid, self._recipe.match_temperature)
 
     def _patch_loss(self, seen: Any, taught: Any, boxes: Tensor, step: int, frozen: bool) -> Tensor:
         """Each patch of a large crop against the teacher's at its place in the other large crop."""
         recipe = self._recipe
         count = len(boxes) // 2
-        swapped = torch.arange(2 * count, device=boxes.device).roll(count)
         with torch.no_grad():
             targets = self._teach(self._part("teacher_patch_head")(taught.patches), "patch", step)
             maps = targets.transpose(1, 2).unflatten(2, taught.grid)
-            wanted, inside = patches_at(maps[swapped], boxes, boxes[swapped], seen.grid)
+            wanted, inside = patches_at(maps.roll(count, 0), boxes, boxes.roll(count, 0), seen.grid)
         # only patches that the other crop shows cost anything
         scores = self._part("student_patch_head")(seen.patches[inside], frozen)
         if not len(scores):

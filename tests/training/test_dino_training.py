@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from vision3d.backbone.dino import load_dino
-from vision3d.errors import WeightsError
+from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino import training
 from vision3d.pipelines.sd_dino.training import (
     CropBatches,
     DinoTask,
+    cell_weights,
+    common_keypoints,
     keypoint_label,
-    keypoint_loss,
+    match_loss,
     patches_at,
 )
 from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
@@ -26,8 +28,8 @@ from vision3d.training.task import TaskOptions
 from vision3d.training.trainer import Trainer, TrainerSettings
 
 TINY = replace(
-    training.MINI, width=16, depth=2, heads=2, crop=32, local_crop=16, locals=1, batch=3, prototypes=12, hidden=16,
-    bottleneck=8, warmup=1, teacher_warmup=2, freeze_last=1, momentum=0.5, momentum_steps=100, world=(32, 32),
+    training.MINI, width=16, depth=2, heads=2, crop=32, table=32, local_crop=16, locals=1, batch=3, prototypes=12,
+    hidden=16, bottleneck=8, warmup=1, teacher_warmup=2, freeze_last=1, momentum=0.5, momentum_steps=100, world=(32, 32),
 )  # fmt: skip
 
 
@@ -67,7 +69,7 @@ def test_only_the_student_learns_and_the_teacher_follows_once_a_step() -> None:
     assert batch["large"].shape == (6, 3, 32, 32) and batch["small"].shape == (3, 3, 16, 16)
     loss, metrics = run.loss(batch, 0, torch.Generator().manual_seed(0))
     loss.backward()
-    assert torch.isfinite(loss) and set(metrics) == {"cls", "prototypes", "patch", "koleo"}
+    assert torch.isfinite(loss) and set(metrics) == {"cls", "prototypes", "patch", "match", "koleo"}
     learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert learns == {"student", "student_cls_head", "student_patch_head"}
     # the prototypes are frozen at first
@@ -130,8 +132,8 @@ def test_patches_are_compared_with_their_place_in_the_other_crop() -> None:
 
 def test_batches_depend_on_their_index_alone_and_keep_keypoints_in_place() -> None:
     recipe = replace(TINY, keypoint_weight=1.0, flip=False, objects=1.0)
-    batches = CropBatches(Things(), recipe, 3, seed=1)
-    one, two = batches[5], CropBatches(Things(), recipe, 3, seed=1)[5]
+    batches = CropBatches(Things(), recipe, 4, seed=1)
+    one, two = batches[5], CropBatches(Things(), recipe, 4, seed=1)[5]
     assert all(torch.equal(one[name], two[name]) for name in one)
     table = one["keypoints"]
     nose = keypoint_label("cat", "nose")
@@ -145,22 +147,51 @@ def test_mirroring_swaps_left_and_right() -> None:
     assert keypoint_label("cat", "nose") != keypoint_label("dog", "nose")
 
 
-def test_keypoints_cost_least_where_they_are() -> None:
-    keypoints = torch.zeros(1, 24, 3)
-    keypoints[0, 0] = torch.tensor([0.9, 0.1, 2.0])  # the top right patch of 4 x 4, class 2
-    patches = torch.zeros(1, 16, 3)
-    patches[..., 0] = 9.0
-    right = patches.clone()
-    right[0, 3] = torch.tensor([0.0, 0.0, 9.0])
-    wrong = patches.clone()
-    wrong[0, 12] = torch.tensor([0.0, 0.0, 9.0])
+def test_a_place_is_shared_by_the_cells_around_it() -> None:
+    shares = cell_weights(torch.tensor([[0.375, 0.5], [0.0, 1.0]]), (2, 4)).unflatten(1, (2, 4))
+    torch.testing.assert_close(shares[0], torch.tensor([[0.0, 0.5, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0]]))
+    torch.testing.assert_close(shares[1], torch.tensor([[0.0] * 4, [1.0, 0.0, 0.0, 0.0]]))
 
-    def cost(x: torch.Tensor) -> float:
-        return float(
-            keypoint_loss(torch.nn.Identity(), x, keypoints, (4, 4), torch.Generator().manual_seed(0), 64)
-        )
 
-    assert cost(right) < 0.01 and cost(wrong) > 5
+def test_matches_cost_least_where_they_are() -> None:
+    others = torch.eye(16)[None]
+    places = torch.tensor([[[0.875, 0.125], [0.1, 0.1]]])  # the top right of 4 x 4 cells
+    there = torch.tensor([[True, False]])
+
+    def cost(cell: int) -> float:
+        return float(match_loss(others[:, [cell, 0]], others, places, there, (4, 4), 0.05))
+
+    assert cost(3) < 1e-3 and cost(12) > 15
+    assert float(match_loss(others[:, :2], others, places, there & False, (4, 4), 0.05)) == 0
+
+
+def test_keypoints_are_found_in_the_partner_by_their_class() -> None:
+    table = torch.zeros(4, 3, 3)
+    table[0, 0] = torch.tensor([0.1, 0.2, 5.0])
+    table[0, 1] = torch.tensor([0.3, 0.4, 6.0])
+    table[1, 2] = torch.tensor([0.7, 0.8, 5.0])
+    table[3, 0] = torch.tensor([0.9, 0.9, 6.0])  # of another pair
+    places, there = common_keypoints(table)
+    assert there.nonzero().tolist() == [[0, 0], [1, 2]]
+    torch.testing.assert_close(places[0, 0], torch.tensor([0.7, 0.8]))
+    torch.testing.assert_close(places[1, 2], torch.tensor([0.1, 0.2]))
+
+
+def test_pairs_are_different_objects_of_one_category() -> None:
+    recipe = replace(TINY, keypoint_weight=1.0, batch=4)
+    batches = CropBatches(Things(), recipe, 4, seed=1)
+    for k in range(8):
+        (a, one), (b, two) = (batches._one_of_a_pair(2 * k + j) for j in (0, 1))
+        assert a != b and one == two == 7
+    run = task(recipe)
+    run.build()
+    loss, metrics = run.loss(run.batches()[0], 0, torch.Generator().manual_seed(0))
+    assert torch.isfinite(loss) and float(metrics["keypoints"]) > 0
+    with pytest.raises(InputError, match="even"):
+        task(replace(recipe, batch=3))
+    rendered = DinoTask.from_options(TaskOptions(preset="mini-keypoints"))
+    with pytest.raises(InputError, match="rendered"):
+        rendered.batches()[0]
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
