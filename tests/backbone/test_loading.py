@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from vision3d.backbone import keymap, loading
 from vision3d.backbone.stable_diffusion import LDM_UNET, LDM_VAE, load_stable_diffusion
 from vision3d.errors import WeightsError
+from vision3d.training.prior import load_module
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,44 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(out) <= 1.15 * size
+
+
+def test_weights_in_several_files_load_by_their_index(networks, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
+    vae = networks[1]
+    vae.save_pretrained(tmp_path / "whole" / "vae")
+    whole = tmp_path / "whole" / "vae" / "diffusion_pytorch_model.safetensors"
+    folder = tmp_path / "parts" / "vae"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes((whole.parent / "config.json").read_bytes())
+    tensors = {name: value.contiguous() for name, value in vae.state_dict().items()}
+    decoder = {name: value + 1 for name, value in tensors.items() if name.startswith(("decoder", "post"))}
+    save_file(decoder, folder / "decoder.safetensors")
+    files = {n: "decoder.safetensors" if n in decoder else f"../../whole/vae/{whole.name}" for n in tensors}
+    index = folder / f"{whole.name}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    loaded = loading.load_component(AutoencoderKL, folder)
+    assert loaded.state_dict().keys() == tensors.keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, decoder.get(name, tensors[name]))
+    trained = load_module(AutoencoderKL, folder)
+    assert same(loaded, trained) and all(p.requires_grad for p in trained.parameters())
+    # checksums follow each of the files
+    before = loading.fingerprint(tmp_path / "parts"), loaded._weight_source.checksum()
+    changed = {**tensors, "encoder.conv_in.bias": tensors["encoder.conv_in.bias"] + 1}
+    save_file(changed, whole)
+    os.utime(whole, ns=(1, 1))
+    again = loading.load_component(AutoencoderKL, folder)
+    assert loading.fingerprint(tmp_path / "parts") != before[0]
+    assert again._weight_source.checksum() != before[1]
+
+    def expect(words: str, content: object) -> None:
+        index.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(WeightsError, match=words):
+            loading.load_component(AutoencoderKL, folder)
+
+    expect("damaged index", "{")
+    expect("damaged index", {"metadata": {}})
+    expect("no safetensors file", {"weight_map": {**files, "encoder.conv_in.bias": "code.bin"}})
+    expect("no such weight file", {"weight_map": {**files, "encoder.conv_in.bias": "lost.safetensors"}})
+    expect("damaged safetensors", {"weight_map": {**files, "encoder.conv_in.bias": "decoder.safetensors"}})

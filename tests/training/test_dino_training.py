@@ -28,8 +28,9 @@ from vision3d.training.task import TaskOptions
 from vision3d.training.trainer import Trainer, TrainerSettings
 
 TINY = replace(
-    training.MINI, width=16, depth=2, heads=2, crop=32, table=32, local_crop=16, locals=1, batch=3, prototypes=12,
-    hidden=16, bottleneck=8, warmup=1, teacher_warmup=2, freeze_last=1, momentum=0.5, momentum_steps=100, world=(32, 32),
+    training.MINI, width=16, depth=2, heads=2, crop=32, table=32, local_crop=16, locals=1, batch=3, hidden=16,
+    prototypes=12, bottleneck=8, warmup=1, teacher_warmup=2, freeze_last=1, momentum=0.5, momentum_steps=100,
+    world=(32, 32),
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Dinov3(nn.Module):
             raise WeightsError(
                 f"{folder}: this folder holds {kind or 'no named network'}", "give a DINOv3 ViT"
             )
-        if component_file(folder).suffix != ".safetensors":
+        if ".safetensors" not in component_file(folder).name:
             raise WeightsError(f"{folder}: these weights are no safetensors", "convert them")
         from transformers import DINOv3ViTModel
 

@@ -30,14 +30,19 @@ COMPONENT_FILES = (
     "model.safetensors",
     "diffusion_pytorch_model.bin",
     "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
 )
+INDEX = ".index.json"
+"""How the name of a file ends that says which of a network's tensors are in which other file."""
 
 
 def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, memory-mapped where the format allows.
 
     Accepts ``.safetensors``, and ``torch.save`` files (``.ckpt``, ``.pt``, ``.pth``, ``.bin``) with or without a
-    ``state_dict`` wrapper. Pickled code is never executed.
+    ``state_dict`` wrapper, and the ``.index.json`` of
+    weights that lie in several files. Pickled code is never executed.
 
     Raises:
         WeightsError: missing, damaged, of no known format, or holding other objects than tensors.
@@ -47,12 +52,14 @@ def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: no such weight file", "check the path or pull the weights")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the weight file is empty", "download it again")
+    if path.name.endswith(INDEX):
+        return {
+            name: value
+            for part, names in _parts(path).items()
+            for name, value in _open_safetensors(part, names).items()
+        }
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt", device="cpu") as archive:
-                return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(f"{path}: damaged safetensors file ({error})", "download it again") from error
+        return _open_safetensors(path)
     content = _load_pickle(path)
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -64,6 +71,30 @@ def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: no named tensors in this file", "give a model checkpoint")
     return tensors
+
+
+def _open_safetensors(path: Path, names: list[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a file, or those of some names."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weight file", "check the path or pull the weights")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as archive:
+            return {name: archive.get_tensor(name) for name in names or archive.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged safetensors file ({error})", "download it again") from error
+
+
+def _parts(index: Path) -> dict[Path, list[str]]:
+    """The files that an index names, and the tensors that are in each."""
+    parts: dict[Path, list[str]] = {}
+    try:
+        for name, file in json.loads(index.read_text())["weight_map"].items():
+            parts.setdefault(index.parent / str(file), []).append(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: damaged index of weights ({error})", "download it again") from error
+    if strange := [part.name for part in parts if part.suffix != ".safetensors"]:
+        raise WeightsError(f"{index}: names {strange[0]}, which is no safetensors file", "download it again")
+    return parts
 
 
 def _load_pickle(path: Path) -> Any:
@@ -175,12 +206,15 @@ def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _remembered(path: Path, tag: str, compute: Callable[[], str]) -> str:
-    """A checksum of a file, remembered by the file's path, size and modification time."""
+    """A checksum of a file (of an index: of its files, too), remembered by paths, sizes and modification times."""
     from vision3d.io.files import atomic_write_bytes
     from vision3d.paths import cache_dir
 
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{tag}"
+    files = (
+        [path, *(part for part in _parts(path) if part.is_file())] if path.name.endswith(INDEX) else [path]
+    )
+    states = [(file.resolve(), file.stat()) for file in files]
+    key = "|".join([f"{place}|{stat.st_size}|{stat.st_mtime_ns}" for place, stat in states] + [tag])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     try:
         store = cache_dir("checksums") / name
@@ -201,13 +235,18 @@ def fingerprint(path: str | Path) -> str:
     def of_file(file: Path) -> str:
         from vision3d.io.files import sha256_file
 
-        return _remembered(file, "file", lambda: sha256_file(file))
+        if not file.name.endswith(INDEX):
+            return _remembered(file, "file", lambda: sha256_file(file))
+        parts = sorted(part.resolve() for part in _parts(file) if part.is_file())
+        sums = [sha256_file(file), *(of_file(part) for part in parts)]
+        return hashlib.sha256("|".join(sums).encode()).hexdigest()
 
     if path.is_file():
         return of_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        if file.is_file() and (file.suffix in WEIGHT_SUFFIXES or file.name.endswith("config.json")):
+        told = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(("config.json", INDEX))
+        if file.is_file() and told:
             digest.update(f"{file.relative_to(path).as_posix()}|{of_file(file)}|".encode())
     return digest.hexdigest()
 

@@ -20,10 +20,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from typing_extensions import override
 
+from vision3d.backbone.loading import INDEX, component_file, fingerprint, load_component
 from vision3d.backbone.schedule import PredictionType, add_noise, ddim_step, ddim_timesteps, training_target
 from vision3d.backbone.vae import SCALING_FACTOR, encode_moments
 from vision3d.errors import InputError, WeightsError
-from vision3d.io.files import atomic_write_json, sha256_file
+from vision3d.io.files import atomic_write_json
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
     HELD_OUT_SEED,
@@ -646,6 +647,12 @@ def write_pipeline_files(folder: Path, prediction_type: PredictionType) -> None:
 
 def load_module(cls: Any, folder: Path) -> Any:
     """A diffusers or transformers module in float32 from its folder. Raises WeightsError in one line."""
+    if (folder / "config.json").is_file() and component_file(folder).name.endswith(INDEX):
+        # diffusers takes no index that names files of other folders
+        module = load_component(cls, folder, dtype=torch.float32)
+        module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()}, assign=True)
+        module._weight_source = None  # type: ignore[assignment]
+        return module.requires_grad_(True)
     try:
         return cls.from_pretrained(
             folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
@@ -659,8 +666,13 @@ def checksums(folder: Path | None, components: Iterable[str]) -> dict[str, str] 
     """SHA-256 of the weight files of the components that are in a folder."""
     if folder is None:
         return None
-    files = [f for c in components for f in sorted((folder / c).glob("*.safetensors"))]
-    return {f"{f.parent.name}/{f.name}": sha256_file(f) for f in files}
+    files = [
+        f
+        for c in components
+        for kind in ("*.safetensors", "*" + INDEX)
+        for f in sorted((folder / c).glob(kind))
+    ]
+    return {f"{f.parent.name}/{f.name}": fingerprint(f) for f in files}
 
 
 def component_folder(init: Path, component: str, file: str = "config.json") -> Path:
