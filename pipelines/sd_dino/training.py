@@ -64,7 +64,8 @@ class DinoRecipe:
         patch_weight: of the distillation of patches; 0 is plain DINO.
         match_weight: of finding a patch's place in the other large crop; 0 is plain DINO.
         keypoint_weight: of finding a named keypoint of the world in another object of its category; 0 is
-            self-supervised. Images then come in pairs of one category.
+            self-supervised. Images then come in groups of one category.
+        group: images of a category that come together.
         match_temperature: of the softmax over the places.
         objects: share of the images that are cut around an object with keypoints; others are random squares.
         margin: smallest and largest side of that cut relative to the object.
@@ -101,6 +102,7 @@ class DinoRecipe:
     patch_weight: float = 0.0
     match_weight: float = 0.0
     keypoint_weight: float = 0.0
+    group: int = 4
     match_temperature: float = 0.07
     objects: float = 0.0
     margin: tuple[float, float] = (1.1, 1.8)
@@ -144,12 +146,20 @@ MINI = DinoRecipe(
     dino_size=128,
     world=(120, 160),
 )
+KEYPOINTS_MINI = replace(
+    MINI,
+    locals=0,
+    crop_scale=(0.6, 1.0),
+    margin=(1.1, 1.6),
+    objects=1.0,
+    patch_weight=0.0,
+    keypoint_weight=4.0,
+)
 PRESETS = {
     "mini": MINI,
-    # goes on from "mini", at the size of inference
-    "mini-keypoints": replace(
-        MINI, crop=128, locals=0, crop_scale=(0.5, 1.0), margin=(1.1, 1.6), objects=1.0, keypoint_weight=2.0
-    ),
+    # go on from "mini", the last at the size of inference
+    "mini-keypoints": KEYPOINTS_MINI,
+    "mini-keypoints-fine": replace(KEYPOINTS_MINI, crop=128),
     # ViT-S/8 as published, except that the images are ours
     "full": DinoRecipe(
         width=384,
@@ -220,12 +230,14 @@ class CropBatches:
     def categories(self) -> list[list[tuple[int, int]]]:
         """The objects of each category, each as the number of its sample and its own there."""
         if isinstance(self.source, RenderedWorld):
-            raise InputError("pairs of a category are drawn from rendered scenes", "give a cache with --data")
+            raise InputError(
+                "objects of a category are drawn from rendered scenes", "give a cache with --data"
+            )
         found: dict[str, list[tuple[int, int]]] = {}
         for number in range(len(self.source)):
             for instance in instances(self.source[number], min_share=0.015, min_keypoints=2):
                 found.setdefault(instance.category, []).append((number, instance.object_id))
-        return [found[name] for name in sorted(found) if len(found[name]) > 1]
+        return [found[name] for name in sorted(found) if len(found[name]) >= self.recipe.group]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         examples = [self.example(index * self.batch_size + j) for j in range(self.batch_size)]
@@ -251,7 +263,7 @@ class CropBatches:
         rng = np.random.default_rng((self.seed, 3, position))
         recipe = self.recipe
         if recipe.keypoint_weight:
-            number, object_id = self._one_of_a_pair(position)
+            number, object_id = self._one_of_a_group(position)
             sample = self.source[number]
             top, left, bottom, right = self._subject(sample, rng, object_id)
         else:
@@ -279,13 +291,14 @@ class CropBatches:
             small.append(_crop(image, box, recipe.local_crop, rng))
         return large, small, boxes, points
 
-    def _one_of_a_pair(self, position: int) -> tuple[int, int]:
-        """Sample and object; positions 2 k and 2 k + 1 get different objects of one category."""
-        rng = np.random.default_rng((self.seed, 5, position // 2))
+    def _one_of_a_group(self, position: int) -> tuple[int, int]:
+        """Sample and object; each ``group`` of positions gets different objects of one category."""
+        group = self.recipe.group
+        rng = np.random.default_rng((self.seed, 5, position // group))
         # frequent categories come more often, but less so than they are there
         weights = np.sqrt([len(members) for members in self.categories])
         members = self.categories[int(rng.choice(len(weights), p=weights / weights.sum()))]
-        return members[int(rng.choice(len(members), 2, replace=False)[position % 2])]
+        return members[int(rng.choice(len(members), group, replace=False)[position % group])]
 
     def _subject(
         self, sample: Any, rng: np.random.Generator, object_id: int | None = None
@@ -475,13 +488,17 @@ def cell_weights(places: Tensor, grid: tuple[int, int]) -> Tensor:
     return (shares[0][..., :, None] * shares[1][..., None, :]).flatten(-2)
 
 
-def common_keypoints(keypoints: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each keypoint is in the image's partner, the next or the last one: ``(B, M, 2)`` and ``(B, M)`` bool.
+def partners(values: Tensor, group: int, step: int) -> Tensor:
+    """The values ``(B, ...)`` of each image's partner, the ``step``-th after it in its group, round and round."""
+    return values.unflatten(0, (-1, group)).roll(-step, 1).flatten(0, 1)
+
+
+def common_keypoints(keypoints: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each keypoint is in the image's partner, ``(B, M, 2)``, and which are there, ``(B, M)`` bool.
 
     Args:
-        keypoints: ``(B, M, 3)`` x, y from 0 to 1 and class, 0 for none; B is even.
+        keypoints, partner: ``(B, M, 3)`` x, y from 0 to 1 and class, 0 for none.
     """
-    partner = keypoints.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     same = (keypoints[..., None, 2] == partner[:, None, :, 2]) & (keypoints[..., None, 2] > 0)
     return partner[..., :2].gather(1, same.int().argmax(-1, keepdim=True).expand(-1, -1, 2)), same.any(-1)
 
@@ -504,8 +521,8 @@ class DinoTask(Task):
             raise InputError(
                 f"crops of {recipe.crop} with patches of {recipe.patch}", "use multiples of the patch"
             )
-        if recipe.keypoint_weight and self.batch_size % 2:
-            raise InputError(f"{self.batch_size} images a step", "pairs of a category need an even number")
+        if recipe.keypoint_weight and self.batch_size % recipe.group:
+            raise InputError(f"{self.batch_size} images a step", f"use a multiple of {recipe.group}")
         self._held: list[Any] | None = None
 
     @classmethod
@@ -658,14 +675,20 @@ class DinoTask(Task):
         return loss, metrics
 
     def _keypoint_loss(self, seen: Any, keypoints: Tensor) -> Tensor:
-        """The patches that hold a keypoint, to be found in the image of another object of the category."""
-        places, there = common_keypoints(keypoints)
+        """The patches that hold a keypoint, to be found in the images of other objects of the category."""
         rows, columns = seen.grid
         cells = (keypoints[..., 1] * rows).long().clamp(0, rows - 1) * columns
         cells = cells + (keypoints[..., 0] * columns).long().clamp(0, columns - 1)
         patches = seen.patches.gather(1, cells[..., None].expand(-1, -1, seen.patches.shape[-1]))
-        partner = seen.patches.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        return match_loss(patches, partner, places, there, seen.grid, self._recipe.match_temperature)
+        group, temperature = self._recipe.group, self._recipe.match_temperature
+        terms, shares = [], []
+        for step in range(1, group):
+            places, there = common_keypoints(keypoints, partners(keypoints, group, step))
+            others = partners(seen.patches, group, step)
+            terms.append(match_loss(patches, others, places, there, seen.grid, temperature))
+            shares.append(there.sum())
+        counts = torch.stack(shares).to(terms[0])
+        return (torch.stack(terms) * counts).sum() / counts.sum().clamp_min(1)
 
     def _patch_loss(self, seen: Any, taught: Any, boxes: Tensor, step: int, frozen: bool) -> Tensor:
         """Each patch of a large crop against the teacher's at its place in the other large crop."""

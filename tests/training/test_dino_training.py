@@ -20,6 +20,7 @@ from vision3d.pipelines.sd_dino.training import (
     common_keypoints,
     keypoint_label,
     match_loss,
+    partners,
     patches_at,
 )
 from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
@@ -172,23 +173,25 @@ def test_keypoints_are_found_in_the_partner_by_their_class() -> None:
     table[0, 1] = torch.tensor([0.3, 0.4, 6.0])
     table[1, 2] = torch.tensor([0.7, 0.8, 5.0])
     table[3, 0] = torch.tensor([0.9, 0.9, 6.0])  # of another pair
-    places, there = common_keypoints(table)
+    partner = partners(table, 2, 1)
+    assert torch.equal(partner, table[[1, 0, 3, 2]])
+    places, there = common_keypoints(table, partner)
     assert there.nonzero().tolist() == [[0, 0], [1, 2]]
     torch.testing.assert_close(places[0, 0], torch.tensor([0.7, 0.8]))
     torch.testing.assert_close(places[1, 2], torch.tensor([0.1, 0.2]))
 
 
-def test_pairs_are_different_objects_of_one_category() -> None:
+def test_groups_are_different_objects_of_one_category() -> None:
     recipe = replace(TINY, keypoint_weight=1.0, batch=4)
     batches = CropBatches(Things(), recipe, 4, seed=1)
     for k in range(8):
-        (a, one), (b, two) = (batches._one_of_a_pair(2 * k + j) for j in (0, 1))
-        assert a != b and one == two == 7
+        found = [batches._one_of_a_group(4 * k + j) for j in range(4)]
+        assert len(set(found)) == 4 and {object_id for _, object_id in found} == {7}
     run = task(recipe)
     run.build()
     loss, metrics = run.loss(run.batches()[0], 0, torch.Generator().manual_seed(0))
     assert torch.isfinite(loss) and float(metrics["keypoints"]) > 0
-    with pytest.raises(InputError, match="even"):
+    with pytest.raises(InputError, match="multiple"):
         task(replace(recipe, batch=3))
     rendered = DinoTask.from_options(TaskOptions(preset="mini-keypoints"))
     with pytest.raises(InputError, match="rendered"):
