@@ -147,13 +147,7 @@ MINI = DinoRecipe(
     world=(120, 160),
 )
 KEYPOINTS_MINI = replace(
-    MINI,
-    locals=0,
-    crop_scale=(0.6, 1.0),
-    margin=(1.1, 1.6),
-    objects=1.0,
-    patch_weight=0.0,
-    keypoint_weight=4.0,
+    MINI, locals=0, crop_scale=(0.6, 1.0), margin=(1.1, 1.6), patch_weight=0.0, keypoint_weight=4.0
 )
 PRESETS = {
     "mini": MINI,
@@ -432,7 +426,7 @@ def places_in(here: Tensor, there: Tensor, grid: tuple[int, int]) -> tuple[Tenso
     """Where the patches of one crop are in another: ``(B, h * w, 2)`` x, y from 0 to 1, and which are inside.
 
     Args:
-        here, there: ``(B, 4)`` boxes, see :func:`patches_at`.
+        here, there: ``(B, 4)`` boxes of the two crops: top, left, bottom, right in one frame.
         grid: (h, w) patches of the crop ``here``.
     """
     middles = [(torch.arange(count, device=here.device) + 0.5) / count for count in grid]
@@ -446,37 +440,18 @@ def places_in(here: Tensor, there: Tensor, grid: tuple[int, int]) -> tuple[Tenso
     return places, ((places > 0) & (places < 1)).all(-1)
 
 
-def patches_at(
-    maps: Tensor,  # [B, K, h, w] of crops at `there`
-    here: Tensor,  # [B, 4] boxes whose patches are asked for
-    there: Tensor,  # [B, 4]
-    grid: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Values of one crop at the places of another one's patches ``(B, h * w, K)``, and which lie inside ``(B, h * w)``.
-
-    Boxes are top, left, bottom, right in one frame. Interpolated bilinearly.
-    """
-    places, inside = places_in(here, there, grid)
-    values = F.grid_sample(
-        maps, 2 * places.unflatten(1, grid) - 1, align_corners=False, padding_mode="border"
-    )
-    return values.flatten(2).transpose(1, 2), inside
-
-
 def match_loss(
     patches: Tensor,  # [B, N, C] to be found
     others: Tensor,  # [B, h * w, C] of the images in which
-    places: Tensor,  # [B, N, 2] x, y from 0 to 1, where they are there
+    wanted: Tensor,  # [B, N, h * w] shares of the patches there that are at their places, see cell_weights
     there: Tensor,  # [B, N] bool: which are there at all
-    grid: tuple[int, int],
     temperature: float,
 ) -> Tensor:
     """Cross entropy of the softmax over an image's patches, by their cosine with one that has its place among them."""
     if not bool(there.any()):
         return (patches.sum() + others.sum()) * 0
     scores = F.normalize(patches.float(), dim=-1) @ F.normalize(others.float(), dim=-1).transpose(1, 2)
-    chances = F.log_softmax(scores[there] / temperature, dim=-1)
-    return -(cell_weights(places[there], grid) * chances).sum(-1).mean()
+    return distillation(scores[there], wanted[there], temperature).mean()
 
 
 def cell_weights(places: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -658,14 +633,16 @@ class DinoTask(Task):
             spread = (koleo_loss(seen.cls[:count]) + koleo_loss(seen.cls[count:])) / 2
             loss = loss + recipe.koleo * spread
             metrics["koleo"] = spread.detach()
+        # where each patch of a large crop is in the other one
+        places, inside = places_in(boxes, boxes.roll(count, 0), seen.grid)
+        shares = cell_weights(places, seen.grid)
         if recipe.patch_weight:
-            dense = self._patch_loss(seen, taught, boxes, step, frozen)
+            dense = self._patch_loss(seen, taught, shares, inside, step, frozen)
             loss = loss + recipe.patch_weight * dense
             metrics["patch"] = dense.detach()
         if recipe.match_weight:
             swapped = seen.patches.roll(count, 0)
-            places, inside = places_in(boxes, boxes.roll(count, 0), seen.grid)
-            found = match_loss(seen.patches, swapped, places, inside, seen.grid, recipe.match_temperature)
+            found = match_loss(seen.patches, swapped, shares, inside, recipe.match_temperature)
             loss = loss + recipe.match_weight * found
             metrics["match"] = found.detach()
         if recipe.keypoint_weight:
@@ -685,19 +662,25 @@ class DinoTask(Task):
         for step in range(1, group):
             places, there = common_keypoints(keypoints, partners(keypoints, group, step))
             others = partners(seen.patches, group, step)
-            terms.append(match_loss(patches, others, places, there, seen.grid, temperature))
+            terms.append(match_loss(patches, others, cell_weights(places, seen.grid), there, temperature))
             shares.append(there.sum())
         counts = torch.stack(shares).to(terms[0])
         return (torch.stack(terms) * counts).sum() / counts.sum().clamp_min(1)
 
-    def _patch_loss(self, seen: Any, taught: Any, boxes: Tensor, step: int, frozen: bool) -> Tensor:
-        """Each patch of a large crop against the teacher's at its place in the other large crop."""
+    def _patch_loss(
+        self, seen: Any, taught: Any, shares: Tensor, inside: Tensor, step: int, frozen: bool
+    ) -> Tensor:
+        """Each patch of a large crop against the teacher's at its place in the other large crop.
+
+        Args:
+            seen, taught: tokens of the large crops, by student and teacher.
+            shares, inside: of the other crop's patches at each patch's place, and whether it is there.
+            step, frozen: of the training, and whether prototypes stay.
+        """
         recipe = self._recipe
-        count = len(boxes) // 2
         with torch.no_grad():
             targets = self._teach(self._part("teacher_patch_head")(taught.patches), "patch", step)
-            maps = targets.transpose(1, 2).unflatten(2, taught.grid)
-            wanted, inside = patches_at(maps.roll(count, 0), boxes, boxes.roll(count, 0), seen.grid)
+            wanted = shares @ targets.roll(len(targets) // 2, 0)
         # only patches that the other crop shows cost anything
         scores = self._part("student_patch_head")(seen.patches[inside], frozen)
         if not len(scores):

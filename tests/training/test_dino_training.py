@@ -21,7 +21,7 @@ from vision3d.pipelines.sd_dino.training import (
     keypoint_label,
     match_loss,
     partners,
-    patches_at,
+    places_in,
 )
 from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
 from vision3d.synthetic.sample import KEYPOINT
@@ -122,6 +122,13 @@ def test_the_teachers_centre_follows_its_outputs() -> None:
 
 def test_patches_are_compared_with_their_place_in_the_other_crop() -> None:
     maps = torch.arange(32.0).reshape(2, 1, 4, 4)
+
+    def patches_at(
+        maps: torch.Tensor, here: torch.Tensor, there: torch.Tensor, grid: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        places, inside = places_in(here, there, grid)
+        return cell_weights(places, grid) @ maps.flatten(2).transpose(1, 2), inside
+
     box = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).expand(2, 4)
     values, inside = patches_at(maps, box, box, (4, 4))
     assert inside.all() and torch.allclose(values[..., 0], maps.flatten(1))
@@ -159,12 +166,13 @@ def test_matches_cost_least_where_they_are() -> None:
     others = torch.eye(16)[None]
     places = torch.tensor([[[0.875, 0.125], [0.1, 0.1]]])  # the top right of 4 x 4 cells
     there = torch.tensor([[True, False]])
+    wanted = cell_weights(places, (4, 4))
 
     def cost(cell: int) -> float:
-        return float(match_loss(others[:, [cell, 0]], others, places, there, (4, 4), 0.05))
+        return float(match_loss(others[:, [cell, 0]], others, wanted, there, 0.05))
 
     assert cost(3) < 1e-3 and cost(12) > 15
-    assert float(match_loss(others[:, :2], others, places, there & False, (4, 4), 0.05)) == 0
+    assert float(match_loss(others[:, :2], others, wanted, there & False, 0.05)) == 0
 
 
 def test_keypoints_are_found_in_the_partner_by_their_class() -> None:

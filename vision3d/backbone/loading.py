@@ -41,8 +41,8 @@ def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, memory-mapped where the format allows.
 
     Accepts ``.safetensors``, and ``torch.save`` files (``.ckpt``, ``.pt``, ``.pth``, ``.bin``) with or without a
-    ``state_dict`` wrapper, and the ``.index.json`` of
-    weights that lie in several files. Pickled code is never executed.
+    ``state_dict`` wrapper, and the ``.index.json`` of weights that lie in several safetensors files. Pickled code is
+    never executed.
 
     Raises:
         WeightsError: missing, damaged, of no known format, or holding other objects than tensors.
@@ -53,13 +53,21 @@ def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the weight file is empty", "download it again")
     if path.name.endswith(INDEX):
-        return {
-            name: value
-            for part, names in _parts(path).items()
-            for name, value in _open_safetensors(part, names).items()
-        }
+        found: dict[str, Tensor] = {}
+        for part, names in _parts(path).items():
+            stored = open_checkpoint(part)
+            if lost := [name for name in names if name not in stored]:
+                raise WeightsError(
+                    f"{part}: damaged safetensors file (no {lost[0]} in it)", "download it again"
+                )
+            found |= {name: stored[name] for name in names}
+        return found
     if path.suffix == ".safetensors":
-        return _open_safetensors(path)
+        try:
+            with safe_open(path, framework="pt", device="cpu") as archive:
+                return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"{path}: damaged safetensors file ({error})", "download it again") from error
     content = _load_pickle(path)
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -71,17 +79,6 @@ def open_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: no named tensors in this file", "give a model checkpoint")
     return tensors
-
-
-def _open_safetensors(path: Path, names: list[str] | None = None) -> dict[str, Tensor]:
-    """All tensors of a file, or those of some names."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weight file", "check the path or pull the weights")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as archive:
-            return {name: archive.get_tensor(name) for name in names or archive.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged safetensors file ({error})", "download it again") from error
 
 
 def _parts(index: Path) -> dict[Path, list[str]]:

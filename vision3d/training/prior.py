@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from typing_extensions import override
 
-from vision3d.backbone.loading import INDEX, component_file, fingerprint, load_component
+from vision3d.backbone.loading import INDEX, fingerprint, load_component
 from vision3d.backbone.schedule import PredictionType, add_noise, ddim_step, ddim_timesteps, training_target
 from vision3d.backbone.vae import SCALING_FACTOR, encode_moments
 from vision3d.errors import InputError, WeightsError
@@ -647,7 +647,7 @@ def write_pipeline_files(folder: Path, prediction_type: PredictionType) -> None:
 
 def load_module(cls: Any, folder: Path) -> Any:
     """A diffusers or transformers module in float32 from its folder. Raises WeightsError in one line."""
-    if (folder / "config.json").is_file() and component_file(folder).name.endswith(INDEX):
+    if issubclass(cls, ModelMixin) and list(folder.glob("*" + INDEX)):
         # diffusers takes no index that names files of other folders
         module = load_component(cls, folder, dtype=torch.float32)
         module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()}, assign=True)
