@@ -57,7 +57,7 @@ from vision3d.training.data import (
     describe_run,
     open_source,
 )
-from vision3d.training.dense import recipe_settings
+from vision3d.training.dense import PITCH, at_cells, read_out, recipe_settings
 from vision3d.training.geometry_prior import TIMESTEP as GEOMETRY_STEP
 from vision3d.training.losses import gradient_matching_loss, known_depth
 from vision3d.training.prior import TurnTaking, checksums, component_folder, load_module, preset
@@ -574,6 +574,8 @@ class CalibrationRecipe:
         pixel_weight, latent_weight, focal_weight: of the one-step losses; a decoder of its own can do without the
             second, and is then free in what its latents mean.
         pixel_share: share of a batch that is decoded for the losses that need pixels; decoding is what costs most.
+        read_out: judge the latents of all by the camera that a few convolutions tell of them, too; they are trained
+            along and left behind.
         plan: augmentation.
         world: (height, width) of scenes that are rendered when there is no cache.
         warmup, ema: of the loop.
@@ -591,6 +593,7 @@ class CalibrationRecipe:
     latent_weight: float = 0.1
     focal_weight: float = 0.5
     pixel_share: float = 1.0
+    read_out: bool = False
     plan: Augmentation = Augmentation()
     world: tuple[int, int] = (768, 1024)
     warmup: int = 1000
@@ -614,7 +617,9 @@ MINI_CALIBRATION = CalibrationRecipe(
 )
 CALIBRATION_PRESETS = {
     "mini": MINI_CALIBRATION,
-    # last leg of the mini: more of each photograph, from the first's export
+    # decoding makes up two thirds of a step: three times as many photographs in the same time
+    "mini-latents": replace(MINI_CALIBRATION, batch_size=16, pixel_share=1 / 16, read_out=True),
+    # last leg of the mini: more of each photograph, from another's export
     "mini-fine": replace(
         MINI_CALIBRATION,
         canvas=144,
@@ -664,6 +669,9 @@ class CalibrationTask(_DMCalibTask):
             trained["decoder"] = self.decoder = read_decoder(self.vae, self.init / "calib")
         if r.train_encoder:
             trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "calib")
+        self.read_out: nn.Module | None = None
+        if r.read_out:
+            trained["read_out"] = self.read_out = read_out(self.vae.config.latent_channels, 2)
         return nn.ModuleDict(trained)
 
     @override
@@ -695,12 +703,16 @@ class CalibrationTask(_DMCalibTask):
                 decoded = torch.cat([decoded, target[-count:]])
                 rows = torch.cat([rows, rows + len(latents) - count])
         picture = self.decoded(self.decoder or self.vae.decoder, decoded)
-        camera, mask = batch["camera"][rows], batch["mask"][rows]
-        # Outside the picture anything goes: the padding is cut off before the camera is read.
-        error = (picture - camera).abs() * mask[:, None]
-        metrics["pixel"] = error.sum() / (3 * mask.sum()).clamp_min(1)
-        metrics["focal"] = focal_loss(picture, mask, camera, batch["focal"][rows])
+        metrics |= picture_losses(picture, batch["camera"][rows], batch["mask"][rows], batch["focal"][rows])
         loss = loss + r.pixel_weight * metrics["pixel"] + r.focal_weight * metrics["focal"]
+        if self.read_out is not None:
+            told = self.read_out(latents).float()
+            camera, mask = at_cells(batch["camera"][:, :2], told), at_cells(batch["mask"], told)
+            losses = picture_losses(told, camera, mask, batch["focal"] / PITCH)
+            # of a few decoded photographs the losses are noisier than of all
+            loss = loss * (count / len(latents))
+            loss = loss + r.pixel_weight * losses["pixel"] + r.focal_weight * losses["focal"]
+            metrics |= {f"told_{name}": value for name, value in losses.items()}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _denoising_loss(self, image: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
@@ -795,13 +807,23 @@ class CalibrationTask(_DMCalibTask):
         self.write_shared(folder, config)
 
 
+def picture_losses(picture: Tensor, target: Tensor, mask: Tensor, focal: Tensor) -> dict[str, Tensor]:
+    """L1 error ("pixel") and :func:`focal_loss` ("focal") of Camera Images (B, 2 or 3, H, W) within the mask.
+
+    Outside the mask anything goes: padding is cut off before a camera is read.
+    """
+    error = (picture - target).abs() * mask[:, None]
+    pixel = error.sum() / (picture.shape[1] * mask.sum()).clamp_min(1)
+    return {"pixel": pixel, "focal": focal_loss(picture, mask, target, focal)}
+
+
 def focal_loss(picture: Tensor, mask: Tensor, target: Tensor, focal: Tensor) -> Tensor:
     """How far the focal lengths that a Camera Image shows are off, relative to the true ones; capped at 1.
 
     Args:
-        picture: (B, 3, H, W) in [-1, 1], predicted.
+        picture: (B, 2 or 3, H, W) in [-1, 1], predicted.
         mask: (B, H, W) bool, where there is a picture.
-        target: (B, 3, H, W), the true one, whose clipped pixels are left out.
+        target: (B, 2 or 3, H, W), the true one, whose clipped pixels are left out.
         focal: (B, 2) true fx, fy in pixels.
 
     Returns:
@@ -851,6 +873,7 @@ class DepthRecipe:
             it is an estimate.
         scale_10: let the output span [-10, 10].
         train_encoder: give photographs an encoder of their own, trained along (not published; see the module).
+        pixel_share, read_out: as for :class:`CalibrationRecipe`; the read-out tells the logarithm of depth.
         first_depth: in metres, what an untrained decoder of a new network says.
         plan: augmentation.
         max_size: longest side at which photographs are processed with these weights.
@@ -871,6 +894,8 @@ class DepthRecipe:
     camera_noise: float = 0.0
     scale_10: bool = True
     train_encoder: bool = False
+    pixel_share: float = 1.0
+    read_out: bool = False
     first_depth: float | None = None
     plan: Augmentation = Augmentation(zoom=(1.0, 1.2), uneven=0.0)
     max_size: int = 768
@@ -879,24 +904,31 @@ class DepthRecipe:
     ema: float = 0.0
 
 
+MINI_DEPTH = DepthRecipe(
+    sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12), (96, 32, 24)),
+    lr=1.5e-3,
+    unet=MINI_SHAPE,
+    domain="any",
+    domain_share=0.25,
+    l1_weight=0.1,
+    log_weight=0.25,
+    relative_weight=1.0,
+    gradient_weight=0.1,
+    camera_noise=0.15,
+    first_depth=5.0,
+    plan=Augmentation(zoom=(1.0, 1.5), whole=0.4, uneven=0.0, bands=0.0, photometric=0.8),
+    max_size=96,
+    world=(120, 160),
+    warmup=100,
+    ema=0.998,
+)
 DEPTH_PRESETS = {
-    "mini": DepthRecipe(
-        sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12), (96, 32, 24)),
-        lr=1.5e-3,
-        unet=MINI_SHAPE,
-        domain="any",
-        domain_share=0.25,
-        l1_weight=0.1,
-        log_weight=0.25,
-        relative_weight=1.0,
-        gradient_weight=0.1,
-        camera_noise=0.15,
-        first_depth=5.0,
-        plan=Augmentation(zoom=(1.0, 1.5), whole=0.4, uneven=0.0, bands=0.0, photometric=0.8),
-        max_size=96,
-        world=(120, 160),
-        warmup=100,
-        ema=0.998,
+    "mini": MINI_DEPTH,
+    "mini-latents": replace(
+        MINI_DEPTH,
+        sizes=((96, 72, 16), (96, 96, 16), (96, 64, 16), (72, 96, 16), (96, 32, 32)),
+        pixel_share=1 / 16,
+        read_out=True,
     ),
     # As published: batch 96 in all (12 on each of 8 GPUs).
     "full": DepthRecipe(sizes=((768, 576, 12), (768, 432, 12), (768, 768, 12)), lr=3e-5),
@@ -935,6 +967,9 @@ class DepthTask(_DMCalibTask):
         trained: dict[str, nn.Module] = {"unet": self.unet, "decoder": decoder}
         if r.train_encoder:
             trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "depth_safe")
+        self.read_out: nn.Module | None = None
+        if r.read_out:
+            trained["read_out"] = self.read_out = read_out(self.vae.config.latent_channels, 1)
         return nn.ModuleDict(trained)
 
     @property
@@ -950,32 +985,43 @@ class DepthTask(_DMCalibTask):
         ]
         return TurnTaking(members)
 
-    def output(self, images: Tensor, camera_images: Tensor, prompt: str) -> Tensor:
-        """The decoder's output (B, h, w), the mean of its channels."""
+    def latents(self, images: Tensor, camera_images: Tensor, domains: Sequence[str]) -> Tensor:
+        """What the UNet makes of photographs and their Camera Images, each of its domain, (B, C, h / 8, w / 8)."""
         latents = torch.cat([self.encode_photo(images), self.encode((camera_images + 1) / 2)], dim=1)
         steps = torch.full((len(latents),), DEPTH_TIMESTEP, device=latents.device)
-        out = self.unet(latents, steps, self.context(prompt, len(latents))).sample
-        return self.decoded(self.decoder, out).mean(dim=1)
+        contexts = [self.context(prompt_of(domain), 1)[0] for domain in domains]
+        context = nn.utils.rnn.pad_sequence(contexts, batch_first=True)
+        lengths = torch.tensor([len(c) for c in contexts], device=context.device)
+        words = torch.arange(context.shape[1], device=context.device) < lengths[:, None]
+        return self.unet(latents, steps, context, encoder_attention_mask=words).sample
+
+    def output(self, latents: Tensor) -> Tensor:
+        """The decoder's output (B, h, w) for the UNet's latents, the mean of its channels."""
+        return self.decoded(self.decoder, latents).mean(dim=1)
 
     @override
     def loss(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         r = self._recipe
         own = torch.rand(len(batch["image"]), generator=generator) < r.domain_share
-        domains = torch.where(own, batch["domain"].cpu(), DOMAINS.index("any"))
-        camera = self._shown_cameras(batch, generator)
-        total: Tensor = batch["image"].new_zeros(())
-        sums: dict[str, Tensor] = {}
-        for index in domains.unique().tolist():
-            rows = torch.nonzero(domains == index)[:, 0].to(batch["image"].device)
-            span = r.ranges[DOMAINS[index]]
-            out = self.output(batch["image"][rows], camera[rows], prompt_of(DOMAINS[index]))
-            losses = self._losses(out, batch["depth"][rows], batch["mask"][rows], span)
-            share = len(rows) / len(domains)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + share * value.detach()
-                weight = getattr(r, f"{name}_weight")
-                total = total + share * weight * value
-        return total, sums
+        domains = [DOMAINS[i] for i in torch.where(own, batch["domain"].cpu(), DOMAINS.index("any"))]
+        spans = batch["image"].new_tensor([r.ranges[domain] for domain in domains])[:, None, None]
+        latents = self.latents(batch["image"], self._shown_cameras(batch, generator), domains)
+        count = max(1, round(r.pixel_share * len(latents)))
+        out = self.output(latents[:count])
+        metrics = self._losses(out, batch["depth"][:count], batch["mask"][:count], spans[:count])
+        loss = self._weighted(metrics)
+        if self.read_out is not None:
+            told = self.read_out(latents).float()[:, 0].clamp(-5, 8).exp()
+            depth, mask = at_cells(batch["depth"], told), at_cells(batch["mask"], told)
+            losses = self._losses(self.limit * (2 * told / spans - 1), depth, mask, spans)
+            # of a few decoded photographs the losses are noisier than of all
+            loss = loss * (count / len(latents)) + self._weighted(losses)
+            metrics |= {f"told_{name}": value for name, value in losses.items()}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """Their sum with the recipe's weights."""
+        return torch.stack([getattr(self._recipe, f"{name}_weight") * v for name, v in losses.items()]).sum()
 
     def _shown_cameras(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The Camera Images that the network is shown, of slightly wrong focal lengths."""
@@ -989,7 +1035,8 @@ class DepthTask(_DMCalibTask):
         shown = torch.cat([angle_channels(angles).to(batch["camera"]), batch["camera"][:, 2:]], dim=1)
         return torch.where(batch["mask"][:, None], shown, batch["camera"].new_tensor(-1.0))
 
-    def _losses(self, out: Tensor, depth: Tensor, mask: Tensor, span: float) -> dict[str, Tensor]:
+    def _losses(self, out: Tensor, depth: Tensor, mask: Tensor, span: Tensor | float) -> dict[str, Tensor]:
+        """Losses of a decoder's output (B, H, W) against metres; ``span``, a number or (B, 1, 1), ends the range."""
         known = mask & known_depth(depth)
         depth = torch.where(known, depth, depth.new_ones(())).clamp_max(span)
         target = self.limit * (2 * depth / span - 1)
@@ -1014,7 +1061,7 @@ class DepthTask(_DMCalibTask):
     def predict(self, images: Tensor, camera_images: Tensor) -> Tensor:
         """Depth in metres (B, h, w) with the default domain's prompt."""
         r = self._recipe
-        out = self.output(images, camera_images, prompt_of(r.domain))
+        out = self.output(self.latents(images, camera_images, [r.domain] * len(images)))
         share = (out.clamp(-self.limit, self.limit) / self.limit + 1) / 2
         return share * r.ranges[r.domain]
 

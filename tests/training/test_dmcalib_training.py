@@ -283,6 +283,34 @@ def test_depth_is_learned_in_every_domains_own_range() -> None:
     assert (negative.grad < 0).all()  # drawn back up
 
 
+def test_domains_in_one_batch_do_not_see_each_other() -> None:
+    task = DepthTask(small("mini", "depth"), PinholeWorld(), TaskOptions(init=PRIOR))
+    task.build()
+    batch = CameraBatches(PinholeWorld(), 3, (64, 48), None, task._recipe.plan)[0]
+    domains = ["object", "any", "indoor"]
+    with torch.no_grad():
+        together = task.latents(batch["image"], batch["camera"], domains)
+        for i, domain in enumerate(domains):
+            alone = task.latents(batch["image"][i : i + 1], batch["camera"][i : i + 1], [domain])
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["calibration", "depth"])
+def test_a_read_out_of_latents_learns_along_and_stays_behind(kind: str, tmp_path: Path) -> None:
+    cls = CalibrationTask if kind == "calibration" else DepthTask
+    task = cls(small("mini-latents", kind), PinholeWorld(), TaskOptions(init=PRIOR))
+    values = train_a_little(task, 8)
+    assert values[-1] < values[0]
+    metrics = task.loss(task.batches()[0], 0, torch.Generator().manual_seed(0))[1]
+    assert {name for name in metrics if name.startswith("told_")} == {
+        f"told_{name}" for name in metrics if not name.startswith(("told_", "latent"))
+    }
+    task.export(tmp_path)
+    folder = tmp_path / ("calib" if kind == "calibration" else "depth_safe")
+    assert not [p.name for p in folder.iterdir() if "read" in p.name]
+    cls(small("mini", kind), PinholeWorld(), TaskOptions(init=tmp_path)).build()
+
+
 def test_shown_cameras_are_the_true_ones_without_noise() -> None:
     recipe = replace(small("mini", "depth"), camera_noise=1e-9)
     task = DepthTask(recipe, PinholeWorld(), TaskOptions(init=PRIOR))

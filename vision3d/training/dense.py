@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from vision3d.backbone.vae import encode_moments
@@ -40,6 +40,11 @@ from vision3d.training.prior import (
     read_vocabulary,
 )
 from vision3d.training.task import Batches, Task, TaskOptions
+
+CELL = 4
+"""Pixels of a read-out for each latent along either axis."""
+PITCH = 8 // CELL
+"""Image pixels from one pixel of a read-out to the next."""
 
 
 class DenseTask(Task):
@@ -173,3 +178,19 @@ def depth_picture(
     low, high = depth.flatten(1).quantile(0.02, 1), depth.flatten(1).quantile(0.98, 1)
     spread = (depth - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
     return spread.clamp(0, 1)[:, None].expand(-1, 3, -1, -1)
+
+
+def read_out(width: int, channels: int) -> nn.Sequential:
+    """Convolutions that tell maps (B, channels, 4h, 4w) of features (B, width, h, w) at a hundredth of a decoder's cost."""
+    return nn.Sequential(
+        nn.Conv2d(width, 96, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(96, channels * CELL**2, 3, padding=1),
+        nn.PixelShuffle(CELL),
+    )
+
+
+def at_cells(values: Tensor, prediction: Tensor) -> Tensor:
+    """The pixels (..., H, W) of a target that lie under the pixels (..., 4h, 4w) of a read-out."""
+    height, width = prediction.shape[-2:]
+    return values[..., PITCH // 2 :: PITCH, PITCH // 2 :: PITCH][..., :height, :width]

@@ -29,7 +29,7 @@ from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.geometry.rays import GREY, angle_channels, ray_angles
 from vision3d.training.checkpoint import export_component
-from vision3d.training.dense import CaptionedTask, DenseTask, depth_picture
+from vision3d.training.dense import CaptionedTask, DenseTask, at_cells, depth_picture, read_out
 from vision3d.training.losses import (
     affine_invariant_loss,
     aligned_absrel,
@@ -49,8 +49,6 @@ from vision3d.training.prior import (
 from vision3d.training.task import Batch, noise
 
 TIMESTEP = 1
-CELL = 4
-"""Pixels of a prediction for each latent along either axis; a prediction pixel is 8 / CELL image pixels wide."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +138,7 @@ class GeometryPriorTask(CaptionedTask):
         set_group_norm_eps(self.vae, 1e-5)
         self.unet: Any = load_module(UNet2DConditionModel, component_folder(self.init, "unet"))
         width = self.unet.config.block_out_channels[0]
-        self.read_out = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, 96, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(96, 7 * CELL**2, 3, padding=1),
-            nn.PixelShuffle(CELL),
-        )
+        self.read_out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), *read_out(width, 7))
         parts: dict[str, Any] = {"vae": self.vae, "unet": self.unet, "read_out": self.read_out}
         for module in parts.values():
             module.to(memory_format=torch.channels_last)
@@ -183,12 +174,12 @@ class GeometryPriorTask(CaptionedTask):
         told = self.geometry(latents, context, generator)
         prediction = told.inverse
         inverse, valid = inverse_depth(batch["depth"], sky="far")
-        inverse, valid = _at_cells(inverse, prediction), _at_cells(valid, prediction)
+        inverse, valid = at_cells(inverse, prediction), at_cells(valid, prediction)
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
         absrel = aligned_absrel(prediction, inverse, valid)
-        angular = normal_loss(told.normals, _at_cells(batch["normals"], prediction))
-        rays = (told.rays - _at_cells(_rays(batch["K"], images), prediction)).abs().mean()
-        metric = _log_error(told.log_depth, _at_cells(batch["depth"], prediction))
+        angular = normal_loss(told.normals, at_cells(batch["normals"], prediction))
+        rays = (told.rays - at_cells(_rays(batch["K"], images), prediction)).abs().mean()
+        metric = _log_error(told.log_depth, at_cells(batch["depth"], prediction))
         loss = loss + recipe.absrel_weight * absrel + recipe.normal_weight * angular
         loss = loss + recipe.ray_weight * rays + recipe.metric_weight * metric
         metrics |= {"absrel": absrel.detach(), "normals": angular.detach()}
@@ -227,16 +218,16 @@ class GeometryPriorTask(CaptionedTask):
             images, depth, normals, K = (held[n][i : i + 16].to(self.device) for n in self.held_out_fields)
             told = self.predict(images)
             prediction = told.inverse
-            inverse, valid = (_at_cells(x, prediction) for x in inverse_depth(depth, sky="far"))
-            normals = _at_cells(normals, prediction)
+            inverse, valid = (at_cells(x, prediction) for x in inverse_depth(depth, sky="far"))
+            normals = at_cells(normals, prediction)
             scores["ssi"].append(float(affine_invariant_loss(prediction, inverse, valid)[1]["ssi"]))
             scores["absrel"].append(float(aligned_absrel(prediction, inverse, valid)))
             cosine = F.cosine_similarity(told.normals, normals, dim=1).clamp(-1, 1)
             known = normals.square().sum(1) > 0.25
             scores["angle"].append(float(torch.rad2deg(torch.arccos(cosine[known])).mean()))
-            rays = _at_cells(_rays(K, images), prediction)
+            rays = at_cells(_rays(K, images), prediction)
             scores["ray_angle"].append(float(torch.rad2deg((told.rays - rays).abs()).mean()))
-            scores["log_depth"].append(float(_log_error(told.log_depth, _at_cells(depth, prediction))))
+            scores["log_depth"].append(float(_log_error(told.log_depth, at_cells(depth, prediction))))
         return {name: float(np.mean(values)) for name, values in scores.items()}
 
     @override
@@ -366,10 +357,3 @@ def _log_error(
     known = known_depth(depth)
     error = (log_depth - torch.where(known, depth, torch.ones_like(depth)).log()).abs() * known
     return error.sum() / known.sum().clamp_min(1)
-
-
-def _at_cells(values: Tensor, prediction: Tensor) -> Tensor:
-    """The pixels (..., H, W) of a target that lie under the pixels (..., 4h, 4w) of a prediction."""
-    step = 8 // CELL
-    height, width = prediction.shape[-2:]
-    return values[..., step // 2 :: step, step // 2 :: step][..., :height, :width]
