@@ -60,6 +60,16 @@ def test_exact_maps_come_through(scene: ScenePrediction) -> None:
     assert scene.alignment["inlier_share"] == 1
 
 
+def test_what_is_transparent_has_no_surface() -> None:
+    maps = room()
+    alpha = np.ones((96, 128), np.float32)
+    alpha[:, :50] = 0.2
+    maps["photo"] = Photo(maps["photo"].pixels, "room", alpha=alpha)
+    scene = ScenePrediction.from_maps(**maps)
+    np.testing.assert_array_equal(scene.usable(), np.isfinite(maps["metric"]) & (alpha > 0.5))
+    assert (scene.colours()[:, :50] >= 203).all()  # 0.8 white
+
+
 def test_distances_are_metres(scene: ScenePrediction) -> None:
     """Two corners of the box: 29 × 39 pixels apart at 2.5 m."""
     measured = scene.measure((30.5, 40.5), (59.5, 79.5))

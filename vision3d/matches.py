@@ -393,7 +393,7 @@ def _write_flow_picture(flow: np.ndarray, path: Path) -> None:
 def _write_photo(photo: Photo, path: Path) -> None:
     from vision3d.io.mesh import encode_texture
 
-    path.write_bytes(encode_texture(photo.rgb8, max_side=_SHOWN_SIDE, quality=90))
+    path.write_bytes(encode_texture(photo.on_white, max_side=_SHOWN_SIDE, quality=90))
 
 
 def match_colours(matches: Matches) -> np.ndarray:
@@ -416,7 +416,11 @@ def draw_matches(matches: Matches, *, limit: int = DRAWN, max_side: int = 800) -
     for photo, size in ((matches.photo, matches.size_a), (matches.photo_b, matches.size_b)):
         scale = min(height / size[0], max_side / size[1])
         shape = max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
-        picture = Image.new("RGB", shape, (96, 96, 96)) if photo is None else photo.to_pil().resize(shape)
+        picture = (
+            Image.new("RGB", shape, (96, 96, 96))
+            if photo is None
+            else Image.fromarray(photo.on_white).resize(shape)
+        )
         pictures.append(picture)
         scales.append(scale)
     gap = 8

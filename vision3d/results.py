@@ -145,11 +145,12 @@ class DepthPrediction(Prediction):
         if self.photo is None:
             return colour_depth(self.depth, self.usable(), inverse=self.is_inverse)
         if self.photo.size == self.size:
-            return self.photo.rgb8
+            return self.photo.on_white
         from PIL import Image
 
         height, width = self.size
-        return np.asarray(self.photo.to_pil().resize((width, height), Image.Resampling.LANCZOS))
+        shown = Image.fromarray(self.photo.on_white)
+        return np.asarray(shown.resize((width, height), Image.Resampling.LANCZOS))
 
     def points(self, max_points: int = GeometryLimits.max_points) -> PointCloud:
         """Coloured points in OpenCV camera axes, in metres for metric depth, else for looking at only."""
@@ -393,7 +394,7 @@ class NormalPrediction(Prediction):
             from PIL import Image
 
             height, width = self.size
-            picture = self.photo.to_pil()
+            picture = Image.fromarray(self.photo.on_white)
             if self.photo.size != self.size:
                 picture = picture.resize((width, height), Image.Resampling.LANCZOS)
             panels.append(np.asarray(picture))
@@ -590,7 +591,7 @@ class CameraPrediction(Prediction):
         from vision3d.colour import colour_depth, side_by_side
 
         height, width = self.size
-        panels = [self.photo.rgb8] if self.photo is not None else []
+        panels = [self.photo.on_white] if self.photo is not None else []
         if self.camera_image is not None:
             picture = np.round(255 * np.clip(self.camera_image, 0, 1)).astype(np.uint8).transpose(1, 2, 0)
             panels.append(np.asarray(pil.fromarray(picture).resize((width, height))))

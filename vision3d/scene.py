@@ -212,6 +212,8 @@ class ScenePrediction(Prediction):
             surface = np.isfinite(metric) & (metric > 0)
         if sky is not None:
             surface &= ~np.asarray(sky, bool)
+        if photo is not None and photo.opaque is not None:
+            surface &= nearest_resize(photo.opaque, (metric.shape[0], metric.shape[1]))
         if not surface.any():
             raise InputError("no pixel has a metric depth", "there is nothing to build a scene from")
         depth, alignment = np.where(surface, metric, np.nan), None
@@ -374,11 +376,12 @@ class ScenePrediction(Prediction):
         if self.photo is None:
             return colour_depth(self.fused, self.usable())
         if self.photo.size == self.size:
-            return self.photo.rgb8
+            return self.photo.on_white
         from PIL import Image
 
         height, width = self.size
-        return np.asarray(self.photo.to_pil().resize((width, height), Image.Resampling.LANCZOS))
+        shown = Image.fromarray(self.photo.on_white)
+        return np.asarray(shown.resize((width, height), Image.Resampling.LANCZOS))
 
     def mesh(self, limits: GeometryLimits | None = None) -> TriangleMesh:
         """Textured mesh in metres, OpenCV camera axes, without sky, cut at depth edges, without crumbs.

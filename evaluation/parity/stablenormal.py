@@ -115,6 +115,7 @@ def prepost(case: Case) -> Results:
     import torch
 
     from vision3d.backbone.dino import normalise
+    from vision3d.io.photo import Photo
     from vision3d.pipelines.stablenormal import imaging
     from vision3d.pipelines.stablenormal.network import dino_input, match_latent
 
@@ -124,8 +125,8 @@ def prepost(case: Case) -> Results:
     sizes = [imaging.working_size(*(int(row[c]) for c in columns)) for row in rows]
     results: Results = {"resize_rule": np.concatenate([rows[:, columns], np.array(sizes)], axis=1)}
     image = arrays["image"]
-    results["rgba_composite"], mask = imaging.over_white(arrays["rgba"][..., :3], arrays["rgba"][..., 3])
-    results["rgba_mask"] = mask
+    cut_out = Photo(arrays["rgba"][..., :3], alpha=arrays["rgba"][..., 3] / np.float32(255))
+    results |= {"rgba_composite": cut_out.on_white, "rgba_mask": np.asarray(cut_out.opaque)}
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     inputs: dict[int, Any] = {}
     for name in case.outputs:

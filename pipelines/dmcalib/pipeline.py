@@ -525,6 +525,7 @@ class DMCalib(Residency):
         return DepthPrediction(
             depth=full,
             space="metric depth",
+            valid=photo.opaque,
             photo=photo,
             camera=camera.resized(width, height),
             camera_source="estimated by DM-Calib",

@@ -466,6 +466,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         return DepthPrediction(
             depth=np.ascontiguousarray(full, dtype=np.float32),
             space=SPACE,
+            valid=photo.opaque,
             photo=photo,
             segmentation=segmentation,
             provenance=options.provenance(self.weights_name, self.weights_sha256),

@@ -709,13 +709,15 @@ class SDDino:
             side = resolution
             maps = [d.map for d in pair]
             canvases = [swap.image_to_canvas(m, max(256, side)).to(self.device) for m in solid]
-            painted, _ = swap.swap_colours(maps[0], maps[1], b.photo.rgb8, (canvases[0], canvases[1]), side)
-            picture = swap.compose(a.photo.rgb8, painted, solid[0])
+            painted, _ = swap.swap_colours(
+                maps[0], maps[1], b.photo.on_white, (canvases[0], canvases[1]), side
+            )
+            picture = swap.compose(a.photo.on_white, painted, solid[0])
         else:
             places, certain = self._object_places(pair, solid, options)
             picture = swap.paint(
-                a.photo.rgb8,
-                b.photo.rgb8,
+                a.photo.on_white,
+                b.photo.on_white,
                 places,
                 certain,
                 (solid[0], solid[1]),

@@ -283,7 +283,7 @@ class SwapResult(Prediction):
         """First image, second image, result."""
         from PIL import Image
 
-        pictures = [p.to_pil() for p in (self.photo, self.photo_b) if p is not None]
+        pictures = [Image.fromarray(p.on_white) for p in (self.photo, self.photo_b) if p is not None]
         pictures.append(Image.fromarray(self.picture))
         height = min(480, max(p.height for p in pictures))
         scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]

@@ -40,21 +40,6 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 127
 
 
-def over_white(rgb: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A transparent image on white, and where it is opaque.
-
-    Args:
-        rgb: (H, W, 3) uint8, not composited.
-        alpha: (H, W) uint8.
-
-    Returns:
-        (H, W, 3) uint8 as Pillow composites, and (H, W) bool, alpha > 128.
-    """
-    image = Image.fromarray(rgb)
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    return np.asarray(Image.composite(image, white, Image.fromarray(alpha))), alpha > 128
-
-
 @dataclass(frozen=True)
 class Canvas:
     """How an image lies in the tensor that the networks see.

@@ -611,9 +611,7 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
 
     def prepare(self, photo: Photo, options: NormalOptions) -> Tensor:
         """``(1, 3, H, W)`` in [0, 1] on the CPU: on white, at the predictor's size."""
-        pixels = photo.rgb8
-        if photo.alpha is not None:
-            pixels, _ = imaging.over_white(pixels, np.round(photo.alpha * 255).astype(np.uint8))
+        pixels = photo.on_white
         side = self._predictor_side(options)
         if side:
             pixels = imaging.resize_image(pixels, imaging.working_size(*photo.size, side))
@@ -624,7 +622,7 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         if given is not None:
             return imaging.check_mask(given, photo.size)
         if photo.alpha is not None:
-            return np.round(photo.alpha * 255).astype(np.uint8) > 128
+            return photo.opaque
         return matting(photo) if matting is not None else None
 
     def _ensemble(

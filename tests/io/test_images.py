@@ -118,6 +118,20 @@ def test_alpha_is_kept_apart_and_not_composited(tmp_path: Path) -> None:
     np.testing.assert_allclose(photo.alpha, alpha / 255, atol=1e-6)
 
 
+def test_what_is_seen_of_a_transparent_image(tmp_path: Path) -> None:
+    pixels, alpha = picture(), np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))
+    photo = load_photo(np.dstack([pixels, alpha]))
+    np.testing.assert_array_equal(photo.opaque, alpha > 128)
+    blended = 255 + (pixels.astype(float) - 255) * (alpha[..., None] / 255)
+    assert np.abs(photo.on_white - blended).max() <= 1
+    plain = load_photo(pixels)
+    assert plain.opaque is None
+    np.testing.assert_array_equal(plain.on_white, pixels)
+    Image.fromarray(np.dstack([pixels, alpha // 2])).save(tmp_path / "ghost.png")
+    with pytest.raises(InputError, match=r"ghost\.png is transparent everywhere"):
+        load_photo(tmp_path / "ghost.png")
+
+
 def test_an_opaque_alpha_channel_is_no_alpha(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([picture(), np.full((40, 60), 255, np.uint8)])).save(tmp_path / "a.png")
     assert load_photo(tmp_path / "a.png").alpha is None

@@ -106,6 +106,15 @@ def test_large_images_are_scaled_down_and_the_result_up_again(model: PrimeDepth)
     np.testing.assert_allclose(large.depth, expected, atol=1e-5)
 
 
+def test_the_geometry_of_a_cut_out_is_cut_out(model: PrimeDepth) -> None:
+    alpha = np.zeros((96, 64, 1), np.uint8)
+    alpha[20:80, 10:40] = 255
+    result = model(np.dstack([picture(96, 64), alpha]))
+    np.testing.assert_array_equal(result.usable(), alpha[..., 0] > 0)
+    assert len(result.points().positions) == 60 * 30
+    np.testing.assert_array_equal(result.colours()[0, 0], 255)
+
+
 def test_equal_runs_are_equal_to_the_bit_and_seeds_matter(model: PrimeDepth) -> None:
     image = picture()
     first, second = model(image), model(image)

@@ -70,6 +70,26 @@ class Photo:
             return ((self.pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.round(self.pixels * 255).astype(np.uint8)
 
+    @property
+    def opaque(self) -> np.ndarray | None:
+        """(H, W) bool: where more than half is covered; None if the image is not transparent anywhere."""
+        return None if self.alpha is None else self._alpha8 > 128
+
+    @property
+    def on_white(self) -> np.ndarray:
+        """(H, W, 3) uint8: what is seen of a transparent image on white paper, as Pillow composites; else ``rgb8``."""
+        if self.alpha is None:
+            return self.rgb8
+        from PIL import Image
+
+        white = Image.new("RGB", self.size[::-1], (255, 255, 255))
+        return np.asarray(Image.composite(self.to_pil(), white, Image.fromarray(self._alpha8)))
+
+    @property
+    def _alpha8(self) -> np.ndarray:
+        assert self.alpha is not None
+        return np.round(self.alpha * 255).astype(np.uint8)
+
     @cached_property
     def sha256(self) -> str:
         """Checksum of the pixels (with their size and type) and their transparency, however they were stored."""
@@ -120,6 +140,10 @@ def load_photo(source: Source | Photo, *, min_side: int = MIN_SIDE, max_aspect: 
     else:
         photo = _from_array(_as_numpy(source))
     check_shape(photo, min_side, max_aspect)
+    if photo.opaque is not None and not photo.opaque.any():
+        raise InputError(
+            f"{photo.path or photo.name} is transparent everywhere", "give one that shows something"
+        )
     return photo
 
 
