@@ -144,13 +144,7 @@ class DepthPrediction(Prediction):
 
         if self.photo is None:
             return colour_depth(self.depth, self.usable(), inverse=self.is_inverse)
-        if self.photo.size == self.size:
-            return self.photo.on_white
-        from PIL import Image
-
-        height, width = self.size
-        shown = Image.fromarray(self.photo.on_white)
-        return np.asarray(shown.resize((width, height), Image.Resampling.LANCZOS))
+        return self.photo.shown_at(self.size)
 
     def points(self, max_points: int = GeometryLimits.max_points) -> PointCloud:
         """Coloured points in OpenCV camera axes, in metres for metric depth, else for looking at only."""
@@ -389,15 +383,7 @@ class NormalPrediction(Prediction):
         """The photograph beside its normals (red to the right, green up, blue to the camera) and uncertainty."""
         from vision3d.colour import colour_normals, colour_uncertainty, side_by_side
 
-        panels = []
-        if self.photo is not None:
-            from PIL import Image
-
-            height, width = self.size
-            picture = Image.fromarray(self.photo.on_white)
-            if self.photo.size != self.size:
-                picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-            panels.append(np.asarray(picture))
+        panels = [] if self.photo is None else [self.photo.shown_at(self.size)]
         panels.append(colour_normals(self.normals))
         if self.uncertainty is not None:
             panels.append(colour_uncertainty(self.uncertainty, self.usable()))

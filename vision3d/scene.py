@@ -375,13 +375,7 @@ class ScenePrediction(Prediction):
 
         if self.photo is None:
             return colour_depth(self.fused, self.usable())
-        if self.photo.size == self.size:
-            return self.photo.on_white
-        from PIL import Image
-
-        height, width = self.size
-        shown = Image.fromarray(self.photo.on_white)
-        return np.asarray(shown.resize((width, height), Image.Resampling.LANCZOS))
+        return self.photo.shown_at(self.size)
 
     def mesh(self, limits: GeometryLimits | None = None) -> TriangleMesh:
         """Textured mesh in metres, OpenCV camera axes, without sky, cut at depth edges, without crumbs.

@@ -85,6 +85,14 @@ class Photo:
         white = Image.new("RGB", self.size[::-1], (255, 255, 255))
         return np.asarray(Image.composite(self.to_pil(), white, Image.fromarray(self._alpha8)))
 
+    def shown_at(self, size: tuple[int, int]) -> np.ndarray:
+        """(h, w, 3) uint8: as :attr:`on_white`, at a size (height, width)."""
+        if size == self.size:
+            return self.on_white
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(self.on_white).resize(size[::-1], Image.Resampling.LANCZOS))
+
     @property
     def _alpha8(self) -> np.ndarray:
         assert self.alpha is not None
