@@ -28,7 +28,7 @@ class DMCalibConfig:
         max_size: side of the square canvas on which cameras are predicted.
         depth_max_size: longest side at which depth is predicted.
         steps: denoising steps.
-        ensemble: noise samples.
+        ensemble: noise samples; from zeros, 2 adds the mirrored photograph's.
         noise: what denoising starts from; one-step weights start from zeros.
         ranges: depth in metres at the upper end of the decoder's output, by domain; ``any`` goes with the empty
             prompt, the others with "<domain> geometry".
@@ -92,7 +92,8 @@ class CalibrationOptions:
 
     Attributes:
         steps: denoising steps; few (1 to 9) start from the end of the schedule.
-        ensemble: noise samples, in one batch; per-sample cameras are combined by their median.
+        ensemble: noise samples, in one batch; per-sample cameras are combined by their median. From zeros all would be
+            equal, so that a second one is predicted from the mirrored photograph, and there are no more.
         seed: of the noise, the same for every photograph.
         noise: ``gaussian``, or ``zeros`` for one-step weights.
         spacing: of the steps: ``leading`` as published, ``trailing`` for few steps; None decides by their number.
@@ -168,8 +169,8 @@ class CalibrationOptions:
             self,
             steps=steps,
             noise=noise,
-            # Without noise all samples are equal.
-            ensemble=1 if noise == "zeros" else ensemble,
+            # Without noise there is the photograph and its mirror image.
+            ensemble=min(ensemble, 2) if noise == "zeros" else ensemble,
             # With leading spacing, few steps would leave the end of the schedule, pure noise, out.
             spacing=self.spacing or ("leading" if steps >= 10 else "trailing"),
             max_size=config.max_size if self.max_size is None else self.max_size,

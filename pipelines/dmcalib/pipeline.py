@@ -428,7 +428,15 @@ class DMCalib(Residency):
             canvas = Canvas.fit(h, w, side, side)
             canvases.append(canvas)
             padded.append(canvas.pad(to_tensor(resize_image(photo.rgb8, (w, h)))))
-        image_latents = self.encode(torch.cat(padded), self.photo_encoder) * self.latent_scale
+        images = torch.cat(padded)
+        mirrors = options.noise == "zeros" and ensemble > 1
+        views = (images, images.flip(-1)) if mirrors else (images,)
+        encoded = [self.encode(view, self.photo_encoder) * self.latent_scale for view in views]
+        image_latents = (
+            torch.stack(encoded, dim=1).flatten(0, 1)
+            if mirrors
+            else encoded[0].repeat_interleave(ensemble, dim=0)
+        )
         shape = (ensemble, self.vae.config.latent_channels, side // 8, side // 8)
         if options.noise == "zeros":
             start = torch.zeros(shape)
@@ -438,13 +446,15 @@ class DMCalib(Residency):
         trailing = options.spacing == "trailing"
         timesteps = few_step_timesteps(steps) if trailing else ddim_timesteps(steps)
         latents = self.denoise(
-            image_latents.repeat_interleave(ensemble, dim=0),
+            image_latents,
             start.repeat(len(photos), 1, 1, 1).to(self.device),
             self.contexts[""],
             timesteps,
             finish=trailing,
         )
         pictures = self.decode(latents)
+        if mirrors:
+            pictures[1::2] = mirrored_camera_image(pictures[1::2])
         if options.quantize:
             pictures = (pictures * 255).round() / 255
         stacks = pictures.cpu().split(ensemble)
@@ -648,6 +658,11 @@ def fingerprint(
     for name in (INDEX, files.EMBEDDINGS):
         parts.append(loading.fingerprint(root / name) if (root / name).is_file() else "")
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def mirrored_camera_image(pictures: Tensor) -> Tensor:
+    """Camera Images (..., 3, H, W) in [0, 1] as the mirrored camera has them: left is right."""
+    return torch.cat([1 - pictures[..., :1, :, :], pictures[..., 1:, :, :]], dim=-3).flip(-1)
 
 
 def combine(fits: Sequence[CameraFit]) -> CameraFit:

@@ -806,7 +806,7 @@ class CalibrationTask(_DMCalibTask):
             write_half(self.photo_encoder, folder / "calib" / ENCODER_FILE)
         config = replace(self.earlier_config(), max_size=r.canvas)
         if r.one_step:
-            config = replace(config, steps=1, ensemble=1, noise="zeros")
+            config = replace(config, steps=1, ensemble=2, noise="zeros")
         self.write_shared(folder, config)
 
 

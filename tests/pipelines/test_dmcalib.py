@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ from vision3d.errors import InputError, WeightsError
 from vision3d.io.colmap import read_cameras
 from vision3d.io.transforms import read_transforms
 from vision3d.pipelines.dmcalib import DMCalib
-from vision3d.pipelines.dmcalib.camera_image import angles_to_channels, encode_angles
+from vision3d.pipelines.dmcalib.camera_image import angles_to_channels, encode_angles, encode_camera_image
 from vision3d.pipelines.dmcalib.checkpoint import Contexts, build_decoder
 from vision3d.pipelines.dmcalib.options import CalibrationOptions, DMCalibConfig
-from vision3d.pipelines.dmcalib.pipeline import depth_from_output, few_step_timesteps, share_camera
+from vision3d.pipelines.dmcalib.pipeline import (
+    depth_from_output,
+    few_step_timesteps,
+    mirrored_camera_image,
+    share_camera,
+)
 from vision3d.pipelines.dmcalib.training import UNetShape
 from vision3d.results import CameraPrediction
 
@@ -239,7 +245,28 @@ def test_few_steps_start_at_the_end_of_the_schedule() -> None:
     config = DMCalibConfig()
     assert CalibrationOptions(steps=4).completed(config).spacing == "trailing"
     assert CalibrationOptions().completed(config).spacing == "leading"
-    assert CalibrationOptions(noise="zeros").completed(config).ensemble == 1
+    assert CalibrationOptions(noise="zeros").completed(config).ensemble == 2
+
+
+def test_from_zeros_the_second_sample_is_of_the_mirrored_photograph(folder: Path, tmp_path: Path) -> None:
+    from vision3d.io.images import Photo, load_photo
+
+    pipeline = DMCalib.from_pretrained(folder, device="cpu")
+    photo = load_photo(photograph(tmp_path / "a.png", (120, 90)))
+    options = CalibrationOptions(noise="zeros", steps=1, ensemble=5)
+    both = pipeline.camera_images([photo, photo], options)[1]
+    assert len(both) == 2 and np.abs(both[0] - both[1]).max() > 1e-3
+    turned = Photo(np.ascontiguousarray(photo.pixels[:, ::-1]))
+    other = torch.from_numpy(pipeline.camera_images([turned], replace(options, ensemble=1))[0])
+    np.testing.assert_allclose(both[1], mirrored_camera_image(other)[0].numpy(), atol=2e-5)
+
+    camera = Intrinsics(80, 82, 50, 40, 120, 90)
+    grey = np.zeros((90, 120, 3), np.float32)
+    seen, mirror = (
+        torch.from_numpy(encode_camera_image(c, grey) / 2 + 0.5)
+        for c in (camera, replace(camera, cx=120 - camera.cx))
+    )
+    torch.testing.assert_close(mirrored_camera_image(mirror)[:2], seen[:2], atol=1e-5, rtol=0)
 
 
 def test_one_step_from_zeros_is_minus_sigma_times_the_output(folder: Path) -> None:

@@ -132,14 +132,14 @@ def test_a_small_unet_starts_from_the_priors_layers() -> None:
         torch.testing.assert_close(unet.time_embedding(unet.time_proj(torch.tensor([999]))), time)
 
 
-def test_focal_loss_is_the_relative_error_of_the_focal_length() -> None:
+def test_focal_loss_is_the_logarithm_of_the_focal_lengths_error() -> None:
     rgb = np.zeros((48, 64, 3), np.float32)
     true, other = (Intrinsics(f, f, 32, 24, 64, 48) for f in (60.0, 75.0))
     target, wrong = (torch.from_numpy(encode_camera_image(c, rgb))[None] for c in (true, other))
     mask = torch.ones(1, 48, 64, dtype=torch.bool)
     focal = torch.tensor([[60.0, 60.0]])
     assert float(focal_loss(target, mask, target, focal)) < 1e-4
-    assert float(focal_loss(wrong, mask, target, focal)) == pytest.approx(1 - 60 / 75, abs=0.02)
+    assert float(focal_loss(wrong, mask, target, focal)) == pytest.approx(math.log(75 / 60), abs=0.02)
 
 
 def test_multi_resolution_noise_is_smooth_and_of_unit_variance() -> None:
