@@ -920,7 +920,7 @@ MINI_DEPTH = DepthRecipe(
     gradient_weight=0.1,
     camera_noise=0.15,
     first_depth=5.0,
-    plan=Augmentation(zoom=(1.0, 1.5), whole=0.4, uneven=0.0, bands=0.0, photometric=0.8),
+    plan=Augmentation(zoom=(1.0, 1.4), whole=0.8, uneven=0.0, bands=0.0, photometric=0.8),
     max_size=96,
     world=(120, 160),
     warmup=100,
