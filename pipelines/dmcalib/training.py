@@ -707,13 +707,13 @@ class CalibrationTask(_DMCalibTask):
                 rows = torch.cat([rows, rows + len(latents) - count])
         picture = self.decoded(self.decoder or self.vae.decoder, decoded)
         metrics |= picture_losses(picture, batch["camera"][rows], batch["mask"][rows], batch["focal"][rows])
-        loss = loss + r.pixel_weight * metrics["pixel"] + r.focal_weight * metrics["focal"]
+        # of a few decoded photographs the losses are noisier than of all
+        share = 1.0 if self.read_out is None else count / len(latents)
+        loss = loss + share * (r.pixel_weight * metrics["pixel"] + r.focal_weight * metrics["focal"])
         if self.read_out is not None:
             told = self.read_out(latents).float()
             camera, mask = at_cells(batch["camera"][:, :2], told), at_cells(batch["mask"], told)
             losses = picture_losses(told, camera, mask, batch["focal"] / PITCH)
-            # of a few decoded photographs the losses are noisier than of all
-            loss = loss * (count / len(latents))
             loss = loss + r.pixel_weight * losses["pixel"] + r.focal_weight * losses["focal"]
             metrics |= {f"told_{name}": value for name, value in losses.items()}
         return loss, {name: value.detach() for name, value in metrics.items()}
