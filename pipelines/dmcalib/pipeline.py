@@ -432,11 +432,7 @@ class DMCalib(Residency):
         mirrors = options.noise == "zeros" and ensemble > 1
         views = (images, images.flip(-1)) if mirrors else (images,)
         encoded = [self.encode(view, self.photo_encoder) * self.latent_scale for view in views]
-        image_latents = (
-            torch.stack(encoded, dim=1).flatten(0, 1)
-            if mirrors
-            else encoded[0].repeat_interleave(ensemble, dim=0)
-        )
+        image_latents = torch.stack([encoded[i % len(views)] for i in range(ensemble)], dim=1).flatten(0, 1)
         shape = (ensemble, self.vae.config.latent_channels, side // 8, side // 8)
         if options.noise == "zeros":
             start = torch.zeros(shape)

@@ -503,6 +503,34 @@ class _DMCalibTask(Task):
     def frozen(self) -> Iterable[nn.Module]:
         return (self.vae,)
 
+    def with_read_out(self, trained: dict[str, nn.Module], channels: int) -> nn.ModuleDict:
+        """What is trained, with a read-out of latents as ``channels`` maps where the recipe asks for one."""
+        self.read_out: nn.Module | None = None
+        if self._recipe.read_out:
+            trained["read_out"] = self.read_out = read_out(self.vae.config.latent_channels, channels)
+        return nn.ModuleDict(trained)
+
+    def judged(
+        self, decoded: dict[str, Tensor], told: dict[str, Tensor] | None, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss by the recipe's weights, and all metrics by name.
+
+        Args:
+            decoded: losses of what was decoded.
+            told: the same ones of the read-out, where there is one.
+            share: of the batch that was decoded; beside those of all, the noisier losses of a few count so much less.
+        """
+
+        def weighted(losses: dict[str, Tensor]) -> Tensor:
+            return torch.stack(
+                [getattr(self._recipe, f"{name}_weight") * value for name, value in losses.items()]
+            ).sum()
+
+        if told is None:
+            return weighted(decoded), decoded
+        named = {f"told_{name}": value for name, value in told.items()}
+        return share * weighted(decoded) + weighted(told), decoded | named
+
     def encode(self, images: Tensor) -> Tensor:
         """Scaled latents (posterior mode) of images in [0, 1], without gradient."""
         with torch.no_grad():
@@ -672,10 +700,7 @@ class CalibrationTask(_DMCalibTask):
             trained["decoder"] = self.decoder = read_decoder(self.vae, self.init / "calib")
         if r.train_encoder:
             trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "calib")
-        self.read_out: nn.Module | None = None
-        if r.read_out:
-            trained["read_out"] = self.read_out = read_out(self.vae.config.latent_channels, 2)
-        return nn.ModuleDict(trained)
+        return self.with_read_out(trained, 2)
 
     @override
     def batches(self) -> Batches:
@@ -706,17 +731,15 @@ class CalibrationTask(_DMCalibTask):
                 decoded = torch.cat([decoded, target[-count:]])
                 rows = torch.cat([rows, rows + len(latents) - count])
         picture = self.decoded(self.decoder or self.vae.decoder, decoded)
-        metrics |= picture_losses(picture, batch["camera"][rows], batch["mask"][rows], batch["focal"][rows])
-        # of a few decoded photographs the losses are noisier than of all
-        share = 1.0 if self.read_out is None else count / len(latents)
-        loss = loss + share * (r.pixel_weight * metrics["pixel"] + r.focal_weight * metrics["focal"])
+        losses = picture_losses(picture, batch["camera"][rows], batch["mask"][rows], batch["focal"][rows])
+        told_losses = None
         if self.read_out is not None:
             told = self.read_out(latents).float()
             camera, mask = at_cells(batch["camera"][:, :2], told), at_cells(batch["mask"], told)
-            losses = picture_losses(told, camera, mask, batch["focal"] / PITCH)
-            loss = loss + r.pixel_weight * losses["pixel"] + r.focal_weight * losses["focal"]
-            metrics |= {f"told_{name}": value for name, value in losses.items()}
-        return loss, {name: value.detach() for name, value in metrics.items()}
+            told_losses = picture_losses(told, camera, mask, batch["focal"] / PITCH)
+        judged, more = self.judged(losses, told_losses, count / len(latents))
+        metrics |= more
+        return loss + judged, {name: value.detach() for name, value in metrics.items()}
 
     def _denoising_loss(self, image: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """Published: mean squared error of v under multi-resolution noise."""
@@ -971,10 +994,7 @@ class DepthTask(_DMCalibTask):
         trained: dict[str, nn.Module] = {"unet": self.unet, "decoder": decoder}
         if r.train_encoder:
             trained["encoder"] = self.photo_encoder = read_encoder(self.vae, self.init / "depth_safe")
-        self.read_out: nn.Module | None = None
-        if r.read_out:
-            trained["read_out"] = self.read_out = read_out(self.vae.config.latent_channels, 1)
-        return nn.ModuleDict(trained)
+        return self.with_read_out(trained, 1)
 
     @property
     def limit(self) -> float:
@@ -1012,20 +1032,14 @@ class DepthTask(_DMCalibTask):
         latents = self.latents(batch["image"], self._shown_cameras(batch, generator), domains)
         count = max(1, round(r.pixel_share * len(latents)))
         out = self.output(latents[:count])
-        metrics = self._losses(out, batch["depth"][:count], batch["mask"][:count], spans[:count])
-        loss = self._weighted(metrics)
+        losses = self._losses(out, batch["depth"][:count], batch["mask"][:count], spans[:count])
+        told_losses = None
         if self.read_out is not None:
             told = self.read_out(latents).float()[:, 0].clamp(-5, 8).exp()
             depth, mask = at_cells(batch["depth"], told), at_cells(batch["mask"], told)
-            losses = self._losses(self.limit * (2 * told / spans - 1), depth, mask, spans)
-            # of a few decoded photographs the losses are noisier than of all
-            loss = loss * (count / len(latents)) + self._weighted(losses)
-            metrics |= {f"told_{name}": value for name, value in losses.items()}
+            told_losses = self._losses(self.limit * (2 * told / spans - 1), depth, mask, spans)
+        loss, metrics = self.judged(losses, told_losses, count / len(latents))
         return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        """Their sum with the recipe's weights."""
-        return torch.stack([getattr(self._recipe, f"{name}_weight") * v for name, v in losses.items()]).sum()
 
     def _shown_cameras(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The Camera Images that the network is shown, of slightly wrong focal lengths."""
