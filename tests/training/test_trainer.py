@@ -16,6 +16,7 @@ from torch import nn
 from vision3d.errors import InputError, WeightsError
 from vision3d.training import checkpoint as ckpt
 from vision3d.training.ema import ExponentialMovingAverage
+from vision3d.training.muon import MuonAdamW
 from vision3d.training.task import Task, TaskOptions, noise
 from vision3d.training.trainer import Trainer, TrainerSettings, lr_factor
 
@@ -111,19 +112,21 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert not different
 
 
-def test_ten_steps_resumed_for_ten_are_twenty_to_the_bit(tmp_path):
-    Trainer(RegressionTask(), SETTINGS, tmp_path / "whole").run()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_ten_steps_resumed_for_ten_are_twenty_to_the_bit(tmp_path, optimizer):
+    settings = replace(SETTINGS, optimizer=optimizer)
+    Trainer(RegressionTask(), settings, tmp_path / "whole").run()
     halves = tmp_path / "halves"
     # The first process ends by a signal in its tenth step; its schedule is that of the whole run.
     first = RegressionTask()
     first.interrupt_at = 9
-    summary = Trainer(first, SETTINGS, halves).run()
+    summary = Trainer(first, settings, halves).run()
     assert not summary.finished
     assert summary.steps == 10
     torch.manual_seed(1234)
     random.seed(99)
     second = RegressionTask()
-    summary = Trainer(second, SETTINGS, halves).run(resume=True)
+    summary = Trainer(second, settings, halves).run(resume=True)
     assert summary.finished
     assert summary.steps == 20
     assert summary.images == 20 * 2 * 8
@@ -308,3 +311,35 @@ def test_ema_of_constant_steps_has_its_closed_form():
     with ema.applied():
         assert model.weight.item() == pytest.approx(expected, rel=1e-6)
     assert model.weight.item() == 5.0
+
+
+def test_muon_steps_along_orthogonal_matrices_and_leaves_the_rest_to_adamw():
+    torch.manual_seed(0)
+    values = [torch.randn(shape) for shape in ((12, 9, 3, 3), (40, 16), (16, 40), (12,), (3, 40))]
+    gradients = [1e-3 * torch.randn(v.shape) for v in values]
+
+    def stepped(kind):
+        parameters = [torch.nn.Parameter(v.clone()) for v in values]
+        optimizer = kind(parameters, lr=0.1, weight_decay=0.0)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+        return [(v - p.detach()) / 0.1 for v, p in zip(values, parameters, strict=True)]
+
+    ours, adamw = stepped(MuonAdamW), stepped(torch.optim.AdamW)
+    for step, gradient in zip(ours[:3], gradients[:3], strict=True):
+        matrix = step.flatten(1)
+        singular = torch.linalg.svdvals(matrix) / (0.2 * max(matrix.shape) ** 0.5)
+        assert float(singular.min()) > 0.6 and float(singular.max()) < 1.25
+        assert float((matrix * gradient.flatten(1)).sum()) > 0
+    # a vector, and a matrix of three rows
+    assert all(torch.equal(a, b) for a, b in zip(ours[3:], adamw[3:], strict=True))
+
+
+def test_muon_decays_weights_as_adamw_does():
+    for kind in (MuonAdamW, torch.optim.AdamW):
+        parameter = torch.nn.Parameter(torch.ones(8, 8))
+        optimizer = kind([parameter], lr=0.1, weight_decay=0.5)
+        parameter.grad = torch.zeros(8, 8)
+        optimizer.step()
+        assert torch.allclose(parameter, torch.full((8, 8), 0.95)), kind

@@ -37,9 +37,11 @@ from vision3d.io.files import atomic_path, make_folder, staged_folder
 from vision3d.progress import say, warn
 from vision3d.training import checkpoint as ckpt
 from vision3d.training.ema import ExponentialMovingAverage
+from vision3d.training.muon import MuonAdamW
 from vision3d.training.task import Batch, Batches, Task
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class TrainerSettings:
     Args:
         steps: optimiser steps of the whole run, counted over all resumptions; None leaves it to ``minutes``.
         minutes: wall-clock budget of the whole run; the cosine follows whichever of the two is further on.
-        lr: peak learning rate of AdamW.
+        optimizer: "adamw", or "muon" (see :mod:`vision3d.training.muon`).
+        lr: peak learning rate.
         final_lr: share of ``lr`` left at the end.
         warmup: steps of linear warm-up.
         weight_decay: of matrices and kernels (see ``Task.parameter_groups``).
@@ -71,6 +74,7 @@ class TrainerSettings:
 
     steps: int | None = None
     minutes: float | None = None
+    optimizer: Optimizer = "adamw"
     lr: float = 1e-4
     final_lr: float = 0.02
     warmup: int = 100
@@ -101,7 +105,7 @@ class TrainerSettings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that must stay on resumption; length, rate and logging may be changed on purpose."""
-        names = ("weight_decay", "betas", "grad_clip", "accumulate", "ema", "seed")
+        names = ("optimizer", "weight_decay", "betas", "grad_clip", "accumulate", "ema", "seed")
         return {name: getattr(self, name) for name in names}
 
 
@@ -278,7 +282,8 @@ class Trainer:
         self._lr_scales = [float(group.pop("lr_scale", 1.0)) for group in groups]
         for group in groups:
             group.setdefault("weight_decay", settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+        kind = MuonAdamW if settings.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(groups, lr=settings.lr, betas=settings.betas)
         self.loss_module, self.optimizer = self.accelerator.prepare(
             _TaskLoss(self.task, self.model), optimizer
         )
@@ -365,7 +370,7 @@ class Trainer:
         return self._evaluate() if self._stop is None else {}
 
     def _optimiser_step(self, batches: Iterator[tuple[int, Batch]]) -> Iterator[dict[str, Tensor]]:
-        """One step of AdamW over ``accumulate`` micro-batches; yields the metrics of each."""
+        """One optimiser step over ``accumulate`` micro-batches; yields the metrics of each."""
         collected = []
         for _ in range(self.settings.accumulate):
             index, batch = next(batches)

@@ -64,6 +64,7 @@ def train(
     minutes: float | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
+    optimizer: Literal["adamw", "muon"] | None = None,
     accumulate: int = 1,
     ema: float | None = None,
     seed: int = 0,
@@ -93,6 +94,7 @@ def train(
         minutes: time budget of the whole run in minutes, counted over resumptions.
         batch_size: images per step, process and micro-batch; the preset's if not given.
         lr: peak learning rate; the preset's if not given.
+        optimizer: adamw, or muon, which learns more from as many images; the preset's if not given.
         accumulate: micro-batches per step.
         ema: decay of the averaged weights that are exported; 0 for none.
         seed: of initialisation, data order, augmentation and noise.
@@ -112,7 +114,7 @@ def train(
     options = TaskOptions(preset, data, init, batch_size, seed, checkpointing)
     problem = load_task(task, options)
     recipe: dict[str, Any] = dict(problem.recipe())
-    given = {"steps": steps, "minutes": minutes, "lr": lr, "ema": ema}
+    given = {"steps": steps, "minutes": minutes, "lr": lr, "optimizer": optimizer, "ema": ema}
     recipe.update({name: value for name, value in given.items() if value is not None})
     if steps is None and minutes is not None:
         recipe["steps"] = None
@@ -180,6 +182,8 @@ def reproducing_command(task: str, options: TaskOptions, settings: TrainerSettin
     """
     words = ["vision3d", "train", task, "--preset", options.preset, "--seed", str(settings.seed)]
     words += ["--steps", str(steps), "--lr", f"{settings.lr:g}", "--ema", f"{settings.ema:g}"]
+    if settings.optimizer != "adamw":
+        words += ["--optimizer", settings.optimizer]
     if options.batch_size:
         words += ["--batch-size", str(options.batch_size)]
     if settings.accumulate != 1:
