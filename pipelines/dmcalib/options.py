@@ -28,7 +28,7 @@ class DMCalibConfig:
         max_size: side of the square canvas on which cameras are predicted.
         depth_max_size: longest side at which depth is predicted.
         steps: denoising steps.
-        ensemble: noise samples; from zeros, 2 adds the mirrored photograph's.
+        ensemble: noise samples; from zeros, 2 adds what the mirrored photograph says, for depth, too.
         noise: what denoising starts from; one-step weights start from zeros.
         ranges: depth in metres at the upper end of the decoder's output, by domain; ``any`` goes with the empty
             prompt, the others with "<domain> geometry".
@@ -93,7 +93,8 @@ class CalibrationOptions:
     Attributes:
         steps: denoising steps; few (1 to 9) start from the end of the schedule.
         ensemble: noise samples, in one batch; per-sample cameras are combined by their median. From zeros all would be
-            equal, so that a second one is predicted from the mirrored photograph, and there are no more.
+            equal, so that a second one is predicted from the mirrored photograph, and there are no more; depth is
+            then the mean of both.
         seed: of the noise, the same for every photograph.
         noise: ``gaussian``, or ``zeros`` for one-step weights.
         spacing: of the steps: ``leading`` as published, ``trailing`` for few steps; None decides by their number.
@@ -130,6 +131,11 @@ class CalibrationOptions:
     use_exif: bool = False
     shared: bool = False
     dtype: str = "float32"
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the mirrored photograph is asked, too; of completed options."""
+        return self.noise == "zeros" and int(self.ensemble or 1) > 1
 
     def check(self) -> None:
         """Refuses values that cannot work.

@@ -429,8 +429,7 @@ class DMCalib(Residency):
             canvases.append(canvas)
             padded.append(canvas.pad(to_tensor(resize_image(photo.rgb8, (w, h)))))
         images = torch.cat(padded)
-        mirrors = options.noise == "zeros" and ensemble > 1
-        views = (images, images.flip(-1)) if mirrors else (images,)
+        views = (images, images.flip(-1)) if options.mirrors else (images,)
         encoded = [self.encode(view, self.photo_encoder) * self.latent_scale for view in views]
         image_latents = torch.stack([encoded[i % len(views)] for i in range(ensemble)], dim=1).flatten(0, 1)
         shape = (ensemble, self.vae.config.latent_channels, side // 8, side // 8)
@@ -449,7 +448,7 @@ class DMCalib(Residency):
             finish=trailing,
         )
         pictures = self.decode(latents)
-        if mirrors:
+        if options.mirrors:
             pictures[1::2] = mirrored_camera_image(pictures[1::2])
         if options.quantize:
             pictures = (pictures * 255).round() / 255
@@ -504,7 +503,8 @@ class DMCalib(Residency):
         Args:
             photo: loaded photograph.
             camera: its intrinsics, for any size of it.
-            options: settings; ``domain``, ``scale_10``, ``exact_size`` and ``max_size`` matter.
+            options: settings; ``domain``, ``scale_10``, ``exact_size``, ``max_size``, ``noise`` and ``ensemble``
+                matter.
 
         Returns:
             z-depth in metres at the photograph's size.
@@ -524,10 +524,13 @@ class DMCalib(Residency):
         side = own_size or self.config.depth_max_size
         size = working_size(width, height, side)
         small = resize_image(photo.rgb8, size)
-        share_of_range = self.depth_share(
-            small, camera.resized(*size), files.prompt_of(domain), options
-        ).numpy()
-        full = np.clip(resize_depth(share_of_range, (width, height)), 0, 1) * np.float32(span)
+        lens, prompt = camera.resized(*size), files.prompt_of(domain)
+        share_of_range = self.depth_share(small, lens, prompt, options)
+        if options.mirrors and options.exact_size:
+            other = replace(lens, cx=lens.width - lens.cx)
+            mirrored = self.depth_share(np.ascontiguousarray(small[:, ::-1]), other, prompt, options)
+            share_of_range = (share_of_range + mirrored.flip(-1)) / 2
+        full = np.clip(resize_depth(share_of_range.numpy(), (width, height)), 0, 1) * np.float32(span)
         return DepthPrediction(
             depth=full,
             space="metric depth",

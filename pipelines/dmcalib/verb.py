@@ -78,7 +78,8 @@ def calibrate(
         depth_subfolder: depth networks in the weights' folder.
         embeddings: safetensors file of the prompts' embeddings, in place of a text encoder.
         steps: denoising steps; the weights' own by default (20 for the published ones). Few are fast.
-        ensemble: noise samples per photograph, in one batch; from zeros, 2 adds the mirrored photograph's.
+        ensemble: noise samples per photograph, in one batch; from zeros, 2 adds what the mirrored
+            photograph says.
         noise: gaussian, or zeros for weights that were trained for one step.
         spacing: of the steps over the schedule; trailing for fewer than 10 steps.
         max_size: side of the canvas that cameras are predicted on, a multiple of 8.

@@ -269,6 +269,26 @@ def test_from_zeros_the_second_sample_is_of_the_mirrored_photograph(folder: Path
     torch.testing.assert_close(mirrored_camera_image(mirror)[:2], seen[:2], atol=1e-5, rtol=0)
 
 
+def test_from_zeros_depth_is_the_mean_of_both_ways_round(folder: Path, tmp_path: Path) -> None:
+    from vision3d.io.images import Photo, load_photo
+
+    pipeline = DMCalib.from_pretrained(folder, device="cpu")
+    photo = load_photo(photograph(tmp_path / "a.png", (120, 90)))
+    turned = Photo(np.ascontiguousarray(photo.pixels[:, ::-1]))
+    lens = Intrinsics(100, 101, 50, 44, 120, 90)
+    mirror = replace(lens, cx=120 - lens.cx)
+    once, twice = (CalibrationOptions(noise="zeros", ensemble=n, depth=True) for n in (1, 2))
+    here = pipeline.depth(photo, lens, once).depth
+    there = pipeline.depth(turned, mirror, once).depth[:, ::-1]
+    assert np.abs(here - there).max() > 1e-3 * here.max()
+    both = pipeline.depth(photo, lens, twice).depth
+    np.testing.assert_allclose(both, (here + there) / 2, rtol=1e-3)
+    np.testing.assert_allclose(pipeline.depth(turned, mirror, twice).depth, both[:, ::-1], rtol=1e-3)
+    # with noise there is nothing to mirror
+    noisy = CalibrationOptions(noise="gaussian", ensemble=2, depth=True)
+    np.testing.assert_array_equal(pipeline.depth(photo, lens, noisy).depth, here)
+
+
 def test_one_step_from_zeros_is_minus_sigma_times_the_output(folder: Path) -> None:
     pipeline = DMCalib.from_pretrained(folder, device="cpu")
     image = torch.randn(1, 4, 8, 8)
