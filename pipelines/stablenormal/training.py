@@ -85,7 +85,6 @@ class NormalsRecipe:
         latent_decay: of the squared latent where nothing else sets its scale.
         decoder_lr: learning rate of the autoencoder's decoder relative to ``lr``; 0 keeps it frozen, as published.
         steps: network calls of the refinement that the weights recommend.
-        tune_unet: the refinement's UNet is trained; else it is the first stage's and only the branches learn.
         unnoised: share of refinement samples that are a first-stage prediction without noise at the first
             timestep, as the sampler's first call sees it.
         dino: sizes of a DINO that is trained along; None takes the one given with the weights, frozen.
@@ -113,7 +112,6 @@ class NormalsRecipe:
     latent_decay: float = 0.0
     decoder_lr: float = 0.0
     steps: int = 10
-    tune_unet: bool = True
     unnoised: float = 0.2
     dino: DinoConfig | None = None
     dino_side: int = 672
@@ -141,7 +139,6 @@ MINI = NormalsRecipe(
     latent_decay=1e-3,
     decoder_lr=0.5,
     steps=4,
-    tune_unet=False,
     dino=DinoConfig(width=64, depth=3, heads=4, patch=14, grid=10, hidden=256),
     dino_side=140,
     embedding=(48,),
@@ -416,7 +413,7 @@ class YosoTask(NormalsTask):
 
 
 class RefineTask(NormalsTask):
-    """The refinement: a UNet (see the recipe), an image branch and a semantic branch, over a frozen one-step stage."""
+    """The refinement: a UNet, an image branch and a semantic branch, over a frozen one-step stage."""
 
     name: ClassVar[str] = "stablenormal-refine"
     init_hint: ClassVar[str] = (
@@ -437,11 +434,11 @@ class RefineTask(NormalsTask):
         self.controlnet: Any = trainable(loaded["controlnet"])
         first = loaded.get("refine_unet")
         branch = loaded.get("refine_controlnet")
-        earlier = first is not None and branch is not None
-        self.refine_controlnet: Any = trainable(branch) if earlier else _copy(self.controlnet)
-        self.refine_unet: Any = self.unet
-        if recipe.tune_unet:
-            self.refine_unet = trainable(first) if earlier else _copy(self.unet)
+        if first is not None and branch is not None:
+            self.refine_unet: Any = trainable(first)
+            self.refine_controlnet: Any = trainable(branch)
+        else:
+            self.refine_unet, self.refine_controlnet = _copy(self.unet), _copy(self.controlnet)
         self.dino: Any = self._prior(loaded)
         semantic = loaded.get("dino_controlnet")
         self.dino_controlnet: Any = (
@@ -451,11 +448,10 @@ class RefineTask(NormalsTask):
         )
         self.checkpoints(self.refine_unet, self.refine_controlnet, self.dino_controlnet)
         parts: dict[str, nn.Module] = {
+            "refine_unet": self.refine_unet,
             "refine_controlnet": self.refine_controlnet,
             "dino_controlnet": self.dino_controlnet,
         }
-        if recipe.tune_unet:
-            parts["refine_unet"] = self.refine_unet
         self.classifier: nn.Linear | None = None
         if recipe.dino is not None:
             parts["dino"] = self.dino

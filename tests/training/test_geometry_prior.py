@@ -10,7 +10,6 @@ import torch
 
 from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth import training as primedepth
-from vision3d.pipelines.primedepth.network import PreimageRefiner
 from vision3d.pipelines.primedepth.training import PrimeDepthTask
 from vision3d.training import dense, prior
 from vision3d.training.geometry_prior import (
@@ -166,7 +165,6 @@ def test_a_frozen_prior_gets_no_gradient(prior_folder, world):
         head_channels=(4, 4, 8, 8),
         refiner_channels=8,
         unet_lr=0.0,
-        read_out=False,
     )
     task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
     assert set(task.build().keys()) == {"refiner", "depth_head", "segmentation_head"}
@@ -180,59 +178,3 @@ def test_a_frozen_prior_gets_no_gradient(prior_folder, world):
     loss, _ = task.loss(task.batches()[0], 0, torch.Generator().manual_seed(0))
     loss.backward()
     assert all(p.grad is None for p in [*task.unet.parameters(), *task.vae.parameters()])
-
-
-def test_a_read_out_judges_every_photograph_and_the_heads_decode_a_share(prior_folder, world, monkeypatch):
-    recipe = replace(
-        primedepth.PRESETS["mini"],
-        crops=((24, 32, 4),),
-        head_channels=(4, 4, 8, 8),
-        refiner_channels=8,
-        pixel_share=0.25,
-    )
-    task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
-    model = task.build()
-    given = {}
-    for name in ("read_out", "depth_head", "segmentation_head"):
-        model[name].register_forward_pre_hook(
-            lambda _, inputs, name=name: given.update({name: len(inputs[0])})
-        )
-    refined = []
-    original = task.refined
-
-    def keep(*arguments):
-        refined.append(original(*arguments))
-        if refined[-1].requires_grad:
-            refined[-1].retain_grad()
-        return refined[-1]
-
-    monkeypatch.setattr(task, "refined", keep)
-    loss, metrics = task.loss(task.batches()[0], 0, torch.Generator().manual_seed(0))
-    loss.backward()
-    assert given["read_out"] == 4 and given["depth_head"] == given["segmentation_head"] == 1
-    assert {"absrel", "told_absrel", "entropy"} <= metrics.keys()
-    assert all(float(gradient.abs().max()) > 0 for gradient in refined[0].grad)
-    assert task.refiner.conv_out.in_channels == recipe.widths[0]
-    with torch.no_grad():
-        assert set(task.evaluate(0)) == {"absrel", "told_absrel"}
-
-    whole = PrimeDepthTask(replace(recipe, read_out=False, pixel_share=1.0), world, task.options)
-    assert "read_out" not in whole.build()
-    _, metrics = whole.loss(whole.batches()[0], 0, torch.Generator().manual_seed(0))
-    assert "told_absrel" not in metrics
-
-
-def test_widths_of_a_refiner_are_the_published_ones_unless_given():
-    unet = {"block_out_channels": (16, 32), "attention_head_dim": 2, "layers_per_block": 1}
-    unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 8}
-    unet |= {"use_linear_projection": True}
-    options = {"max_groups": 4, "num_head_channels": 8, "tokens": 5, "out_channels": 8}
-    published = PreimageRefiner.for_unet(unet, ratio=0.5, **options)
-    spelt_out = PreimageRefiner.for_unet(unet, ratio=0.5, attention_ratio=0.5, widths=(8, 16), **options)
-    wider = PreimageRefiner.for_unet(unet, ratio=1.0, attention_ratio=0.5, widths=(24, 16), **options)
-    shapes = [{n: tuple(v.shape) for n, v in r.state_dict().items()} for r in (published, spelt_out, wider)]
-    assert shapes[0] == shapes[1]
-    # 32 features and 2 * 69 channels of each map; the maps' projection stays as it was
-    assert shapes[2]["feature_projections.3.weight"][:2] == (32, 32)
-    assert shapes[2]["attention_projections.3.weight"] == shapes[0]["attention_projections.3.weight"]
-    assert [block.resnet.out_channels for block in wider.blocks] == [16, 16, 24, 24]
