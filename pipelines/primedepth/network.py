@@ -148,10 +148,7 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
     Args:
         block_out_channels, layers_per_block, attention_head_dim, down_block_types, cross_attention_dim,
             use_linear_projection: configuration of the UNet whose preimage is read.
-        ratio: width of the refiner's blocks and of the projections relative to the UNet.
-        attention_ratio: width of the projections of attention maps; None: ``ratio``, as published.
-        widths: of the refiner's blocks at each level of the UNet, highest resolution first; None: by ``ratio``, as
-            published. What leaves the refiner has passed through ``widths[0]`` channels: a small UNet leaves too few.
+        ratio: width of the refiner and of the projections relative to the UNet.
         num_head_channels: size of the refiner's attention heads (or the largest divisor of the width below it).
         tokens: text tokens, each of which has a cross-attention map.
         out_channels: channels handed to the heads.
@@ -175,8 +172,6 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
         cross_attention_dim: int = 1024,
         use_linear_projection: bool = True,
         ratio: float = 0.5,
-        attention_ratio: float | None = None,
-        widths: Sequence[int] | None = None,
         num_head_channels: int = 64,
         tokens: int = 77,
         out_channels: int = 512,
@@ -185,8 +180,6 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
         super().__init__()
         positions = decoder_positions(dict(self.config))
         maps_per_head = CELLS * CELLS + tokens
-        attention_ratio = ratio if attention_ratio is None else attention_ratio
-        widths = [int(width * ratio) for width in block_out_channels] if widths is None else widths
         self.feature_projections = nn.ModuleList()
         self.attention_projections = nn.ModuleDict()
         self.merges = nn.ModuleList()
@@ -198,11 +191,11 @@ class PreimageRefiner(ModelMixin, ConfigMixin):
             merged = features
             sources = [heads for heads in (position.decoder_heads, position.encoder_heads) if heads]
             if sources:
-                attention = int(max(sources) * maps_per_head * attention_ratio)
+                attention = int(max(sources) * maps_per_head * ratio)
                 self.attention_projections[str(i)] = nn.Conv2d(sum(sources) * maps_per_head, attention, 1)
                 merged += attention
             self.merges.append(nn.Conv2d(merged, merged, 1))
-            width = widths[position.level]
+            width = int(block_out_channels[position.level] * ratio)
             self.blocks.append(
                 RefinerBlock(
                     state + merged,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -27,7 +26,7 @@ from vision3d.io.files import atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import SampleSource
-from vision3d.training.dense import CaptionedTask, at_cells, depth_picture, read_out
+from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
     affine_invariant_loss,
     aligned_absrel,
@@ -54,7 +53,7 @@ class PrimeDepthRecipe:
         refiner_channels: handed from the refiner to the heads.
         head_channels, head_layers, head_groups: of the heads.
         head_dim: size of the refiner's attention heads.
-        ratio, attention_ratio, widths: of the refiner and its projections, see :class:`PreimageRefiner`.
+        ratio: width of the refiner relative to the UNet.
         max_groups: of the refiner's norms.
         crops: (height, width, images) of the batches that take turns.
         lr: peak learning rate of refiner and heads.
@@ -63,10 +62,6 @@ class PrimeDepthRecipe:
         denoising_every: it is computed on every n-th step.
         gradient_weight: of gradient matching.
         absrel_weight: of AbsRel after a least-squares fit (not published).
-        absrel_floor: see :func:`~vision3d.training.losses.aligned_absrel`.
-        pixel_share: share of a batch that the heads decode; at small sizes decoding is what costs most.
-        read_out: judge the refined features of all by the depth that a few convolutions tell of them, too; these are
-            trained along and left behind.
         segmentation_weight: of cross entropy.
         segmentation_every: the segmentation head is trained on every n-th step.
         caption_dropout: share of captions replaced by "".
@@ -85,17 +80,12 @@ class PrimeDepthRecipe:
     crops: tuple[tuple[int, int, int], ...]
     lr: float
     ratio: float = 0.5
-    attention_ratio: float | None = None
-    widths: tuple[int, ...] | None = None
     max_groups: int = 32
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
     denoising_every: int = 1
     gradient_weight: float = 0.5
     absrel_weight: float = 0.0
-    absrel_floor: float = 0.3
-    pixel_share: float = 1.0
-    read_out: bool = False
     segmentation_weight: float = 0.1
     segmentation_every: int = 1
     caption_dropout: float = 0.1
@@ -114,20 +104,15 @@ MINI = PrimeDepthRecipe(
     head_layers=1,
     head_groups=4,
     head_dim=16,
-    crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (32, 96, 32), (96, 72, 16)),
+    crops=((72, 96, 12), (80, 80, 12), (72, 104, 12), (32, 96, 24), (96, 72, 12)),
     lr=1e-3,
-    ratio=1.0,
-    attention_ratio=0.125,
-    widths=(64, 48, 48, 32),
-    max_groups=8,
+    ratio=0.25,
+    max_groups=4,
     unet_lr=0.5,
     denoising_weight=0.2,
     denoising_every=8,
     gradient_weight=0.1,
     absrel_weight=3.0,
-    absrel_floor=0.1,
-    pixel_share=1 / 16,
-    read_out=True,
     segmentation_weight=0.2,
     segmentation_every=8,
     caption_dropout=0.9,
@@ -138,18 +123,15 @@ MINI = PrimeDepthRecipe(
     warmup=200,
     ema=0.998,
 )
-FINE = replace(
-    MINI,
-    crops=((112, 152, 8), (112, 112, 10), (48, 152, 16), (112, 152, 8), (112, 88, 12)),
-    scale=(0.75, 1.0),
-    max_size=112,
-)
 PRESETS = {
     "mini": MINI,
-    # second leg of the mini: more of each photograph, from the first's export
-    "mini-fine": FINE,
-    # last leg: all photographs are decoded
-    "mini-head": replace(FINE, pixel_share=1.0, read_out=False, unet_lr=0.0),
+    # last leg of the mini: more of each photograph, from the first's export
+    "mini-fine": replace(
+        MINI,
+        crops=((112, 152, 6), (112, 112, 8), (48, 152, 12), (112, 152, 6), (112, 88, 10)),
+        scale=(0.75, 1.0),
+        max_size=112,
+    ),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,
         head_channels=(128, 256, 512, 512),
@@ -191,8 +173,6 @@ class PrimeDepthTask(CaptionedTask):
         self.refiner: Any = self._part("refiner", PreimageRefiner) or PreimageRefiner.for_unet(
             dict(self.unet.config),
             ratio=recipe.ratio,
-            attention_ratio=recipe.attention_ratio,
-            widths=recipe.widths,
             max_groups=recipe.max_groups,
             num_head_channels=recipe.head_dim,
             out_channels=recipe.refiner_channels,
@@ -211,9 +191,6 @@ class PrimeDepthTask(CaptionedTask):
         }
         if recipe.unet_lr:
             trained["unet"] = self.unet
-        self.read_out: nn.Module | None = None
-        if recipe.read_out:
-            trained["read_out"] = self.read_out = read_out(self.refiner.config.out_channels, 1)
         for module in (self.vae, *trained.values()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return nn.ModuleDict(trained)
@@ -257,22 +234,18 @@ class PrimeDepthTask(CaptionedTask):
         latents = self.latents(batch["image"])
         context = self.context(batch["tokens"])
         refined = self.refined(latents, context, generator)
+        prediction = self.depth_head(refined).float().mean(dim=1)
         inverse, valid = inverse_depth(batch["depth"], sky=recipe.sky)
-        count = max(1, round(recipe.pixel_share * len(refined)))
-        prediction = self.depth_head(refined[:count]).float().mean(dim=1)
-        loss, metrics = self._depth_loss(
-            prediction, *_to_size(inverse[:count], valid[:count], prediction.shape[-2:])
-        )
-        if self.read_out is not None:
-            told = self.read_out(refined).float()[:, 0]
-            whole, more = self._depth_loss(told, at_cells(inverse, told), at_cells(valid, told))
-            # beside those of all, the noisier losses of a few count so much less
-            loss = loss * count / len(refined) + whole
-            metrics |= {f"told_{name}": value for name, value in more.items()}
+        inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
+        loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
+        if recipe.absrel_weight:
+            error = aligned_absrel(prediction, inverse, valid)
+            loss = loss + recipe.absrel_weight * error
+            metrics["absrel"] = error.detach()
         if recipe.segmentation_weight and step % recipe.segmentation_every == 0:
-            logits = self.segmentation_head(refined[:count]).float()
+            logits = self.segmentation_head(refined).float()
             labels = F.interpolate(
-                batch["semantic"][:count, None].float(), size=logits.shape[-2:], mode="nearest"
+                batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest"
             )[:, 0]
             entropy = segmentation_loss(logits, labels)
             loss = loss + recipe.segmentation_weight * entropy
@@ -283,42 +256,22 @@ class PrimeDepthTask(CaptionedTask):
             metrics["denoising"] = denoising.detach()
         return loss, metrics
 
-    def _depth_loss(
-        self, prediction: Tensor, inverse: Tensor, valid: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of inverse depth (B, h, w)."""
-        recipe = self._recipe
-        loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
-        if recipe.absrel_weight:
-            error = aligned_absrel(prediction, inverse, valid, floor=recipe.absrel_floor)
-            loss = loss + recipe.absrel_weight * error
-            metrics["absrel"] = error.detach()
-        return loss, metrics
-
-    def features(self, images: Tensor) -> Tensor:
-        """Input of the heads under the empty caption, with the fixed noise that inference uses."""
+    def predict(self, images: Tensor) -> Tensor:
+        """Inverse depth (B, h, w) under the empty caption, with the fixed noise that inference uses."""
         tokens = tokenise(self.tokenizer, [""] * len(images)).to(images.device)
         generator = torch.Generator().manual_seed(0)
-        return self.refined(self.latents(images), self.context(tokens), generator)
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Inverse depth (B, h, w), see :meth:`features`."""
-        return self.depth_head(self.features(images)).float().mean(dim=1)
+        refined = self.refined(self.latents(images), self.context(tokens), generator)
+        return self.depth_head(refined).float().mean(dim=1)
 
     @override
     def evaluate(self, step: int) -> dict[str, float]:
         held = self.held_out()
-        errors: dict[str, list[float]] = {"absrel": []}
+        errors = []
         for images, depth in zip(held["image"].split(16), held["depth"].split(16), strict=True):
-            features = self.features(images.to(self.device))
-            prediction = self.depth_head(features).float().mean(dim=1).cpu()
-            target = depth[:, : prediction.shape[-2], : prediction.shape[-1]]
-            errors["absrel"] += [absrel(p, d) for p, d in zip(prediction, target, strict=True)]
-            if self.read_out is not None:
-                told = self.read_out(features).float()[:, 0].cpu()
-                target = at_cells(depth, told)
-                errors.setdefault("told_absrel", []).extend(map(absrel, told, target))
-        return {name: float(np.mean(values)) for name, values in errors.items()}
+            prediction = self.predict(images.to(self.device)).cpu()
+            depth = depth[:, : prediction.shape[-2], : prediction.shape[-1]]
+            errors += [absrel(p, d) for p, d in zip(prediction, depth, strict=True)]
+        return {"absrel": float(sum(errors) / len(errors))}
 
     @override
     def images(self, step: int) -> dict[str, Tensor]:
