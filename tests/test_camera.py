@@ -219,3 +219,11 @@ def test_the_assumed_camera_sees_55_degrees_along_the_longer_side() -> None:
 def test_impossible_cameras_are_refused(make) -> None:
     with pytest.raises(InputError):
         make()
+
+
+def test_a_mirrored_camera_sees_the_mirrored_point_at_the_mirrored_pixel() -> None:
+    camera = Intrinsics(100, 110, 40, 30, 120, 90)
+    pixels = camera.project([[0.3, 0.2, 2.0]])[0]
+    mirrored = camera.mirrored().project([[-0.3, 0.2, 2.0]])[0]
+    np.testing.assert_allclose(mirrored, [[120 - pixels[0, 0], pixels[0, 1]]])
+    assert camera.mirrored().mirrored() == camera

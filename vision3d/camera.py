@@ -9,7 +9,7 @@ calibration, COLMAP before 3.0) hold ``cx - 0.5``; see :meth:`Intrinsics.from_in
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -123,6 +123,10 @@ class Intrinsics:
     def cropped(self, x: int, y: int, width: int, height: int) -> Intrinsics:
         """The camera of the window whose top left corner is pixel (x, y); negative values pad."""
         return Intrinsics(self.fx, self.fy, self.cx - x, self.cy - y, int(width), int(height))
+
+    def mirrored(self) -> Intrinsics:
+        """The camera of the same image turned left to right."""
+        return replace(self, cx=self.width - self.cx)
 
     def pixel_centres(self) -> np.ndarray:
         """(H, W, 2) float64: (u, v) of every pixel's centre."""

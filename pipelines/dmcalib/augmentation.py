@@ -126,13 +126,6 @@ class ResizedCrop:
         return K
 
 
-def mirrored(K: np.ndarray, width: int) -> np.ndarray:
-    """Intrinsics of the picture mirrored left to right."""
-    K = np.array(K, np.float64)
-    K[0, 2] = width - K[0, 2]
-    return K
-
-
 def zero_bands(height: int, width: int, rng: np.random.Generator, largest: int = 30) -> tuple[slice, slice]:
     """The rows and columns that stay when two opposite sides get black bands of up to ``largest`` pixels.
 

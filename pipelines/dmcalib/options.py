@@ -94,7 +94,7 @@ class CalibrationOptions:
         steps: denoising steps; few (1 to 9) start from the end of the schedule.
         ensemble: noise samples, in one batch; per-sample cameras are combined by their median. From zeros all would be
             equal, so that a second one is predicted from the mirrored photograph, and there are no more; depth is
-            then the mean of both.
+            then the mean of both, unless ``exact_size`` is off: the remainder would be lost on the other side.
         seed: of the noise, the same for every photograph.
         noise: ``gaussian``, or ``zeros`` for one-step weights.
         spacing: of the steps: ``leading`` as published, ``trailing`` for few steps; None decides by their number.

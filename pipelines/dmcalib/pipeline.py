@@ -527,9 +527,9 @@ class DMCalib(Residency):
         lens, prompt = camera.resized(*size), files.prompt_of(domain)
         share_of_range = self.depth_share(small, lens, prompt, options)
         if options.mirrors and options.exact_size:
-            other = replace(lens, cx=lens.width - lens.cx)
-            mirrored = self.depth_share(np.ascontiguousarray(small[:, ::-1]), other, prompt, options)
-            share_of_range = (share_of_range + mirrored.flip(-1)) / 2
+            turned = np.ascontiguousarray(small[:, ::-1])
+            other = self.depth_share(turned, lens.mirrored(), prompt, options)
+            share_of_range = (share_of_range + other.flip(-1)) / 2
         full = np.clip(resize_depth(share_of_range.numpy(), (width, height)), 0, 1) * np.float32(span)
         return DepthPrediction(
             depth=full,

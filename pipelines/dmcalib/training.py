@@ -148,9 +148,8 @@ class Window:
         K[1, 2] -= self.y
         K[0] *= self.size[0] / self.width
         K[1] *= self.size[1] / self.height
-        if self.mirrored:
-            K = augmentation.mirrored(K, self.size[0])
-        return Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2], *self.size)
+        camera = Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2], *self.size)
+        return camera.mirrored() if self.mirrored else camera
 
 
 @dataclass

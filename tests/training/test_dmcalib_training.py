@@ -192,7 +192,7 @@ def test_zoom_crop_and_mirror_of_intrinsics() -> None:
     K = np.array([[100.0, 0, 30], [0, 90, 20], [0, 0, 1]])
     np.testing.assert_allclose(np.diag(augmentation.zoomed(K, 2)), [200, 180, 1])
     np.testing.assert_allclose(augmentation.centre_cropped(K, 2)[:2, 2], [15, 10])
-    assert augmentation.mirrored(K, 80)[0, 2] == 50
+    assert Intrinsics.from_K(K, 80, 60).mirrored().K[0, 2] == 50
     rows, columns = augmentation.zero_bands(60, 80, np.random.default_rng(1))
     assert (rows == slice(0, 60)) != (columns == slice(0, 80))
 

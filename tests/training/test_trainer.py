@@ -231,6 +231,19 @@ def test_resuming_another_run_names_the_difference(tmp_path):
         Trainer(RegressionTask(), replace(SETTINGS, ema=0.5), tmp_path).run(resume=True)
 
 
+def test_a_checkpoint_that_names_no_optimiser_had_adamw(tmp_path):
+    first = RegressionTask()
+    first.interrupt_at = 9
+    Trainer(first, SETTINGS, tmp_path).run()
+    (state,) = tmp_path.glob("checkpoints/*/state.json")
+    content = json.loads(state.read_text())
+    del content["settings"]["optimizer"]
+    state.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="optimizer was 'adamw' and is 'muon'"):
+        Trainer(RegressionTask(), replace(SETTINGS, optimizer="muon"), tmp_path).run(resume=True)
+    assert Trainer(RegressionTask(), SETTINGS, tmp_path).run(resume=True).finished
+
+
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path):
     Trainer(RegressionTask(), replace(SETTINGS, steps=2), tmp_path).run()
     folder = ckpt.latest_checkpoint(tmp_path / "checkpoints")

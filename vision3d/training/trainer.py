@@ -584,7 +584,8 @@ class Trainer:
                 f"cannot read {folder / 'state.json'}: {error}", "remove this checkpoint"
             ) from error
         ckpt.require_same_task(
-            {"task": self.task.name, **state["task"], **state["settings"]},
+            # checkpoints that name no optimiser had AdamW
+            {"task": self.task.name, "optimizer": "adamw", **state["task"], **state["settings"]},
             {"task": self.task.name, **self.task.describe(), **self.settings.identity()},
         )
         try:

@@ -94,7 +94,7 @@ def train(
         minutes: time budget of the whole run in minutes, counted over resumptions.
         batch_size: images per step, process and micro-batch; the preset's if not given.
         lr: peak learning rate; the preset's if not given.
-        optimizer: adamw, or muon, which learns more from as many images; the preset's if not given.
+        optimizer: adamw, or muon (orthogonal steps for matrices); the preset's if not given.
         accumulate: micro-batches per step.
         ema: decay of the averaged weights that are exported; 0 for none.
         seed: of initialisation, data order, augmentation and noise.
