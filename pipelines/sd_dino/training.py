@@ -11,14 +11,15 @@ are distilled, too, each with the teacher's patch at the same place of the other
 has to find that place among all patches of the other crop. Images are cut around single objects, as the photographs
 of a curated data set are.
 
-The preset ``mini-keypoints`` is not self-supervised any more: there a named keypoint of the procedural world also has
-to be found in a picture of another object of its category. The record of a training says so.
+The presets ``mini-keypoints`` and ``mini-shapes`` are not self-supervised any more: there a named keypoint of the
+procedural world, or every visible point of an object, also has to be found in a picture of another object of its
+category. The record of a training says so.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,15 @@ from typing_extensions import override
 from vision3d.backbone.dino import Dino, DinoConfig, Request, load_dino, normalise
 from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino.options import SDDinoConfig
-from vision3d.synthetic.objects import category_pairs, instances, portrait, same_place, square_window
+from vision3d.synthetic.canonical import keypoints_in_space, mean_shape, mirrored_name, places_on
+from vision3d.synthetic.objects import (
+    Instance,
+    category_pairs,
+    instances,
+    portrait,
+    same_place,
+    square_window,
+)
 from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, SampleSource, describe_run, open_source
 from vision3d.training.prior import preset
 from vision3d.training.task import Batch, Batches, Task, TaskOptions
@@ -63,8 +72,11 @@ class DinoRecipe:
         freeze_last: steps during which prototypes stay as they are.
         patch_weight: of the distillation of patches; 0 is plain DINO.
         match_weight: of finding a patch's place in the other large crop; 0 is plain DINO.
+        cls_weight: of the distillation of class tokens.
         keypoint_weight: of finding a named keypoint of the world in another object of its category; 0 is
             self-supervised. Images then come in groups of one category.
+        shape_weight: of finding every patch of an object in another one of its category, by where it is on the
+            category's shape; likewise.
         group: images of a category that come together.
         match_temperature: of the softmax over the places.
         objects: share of the images that are cut around an object with keypoints; others are random squares.
@@ -101,7 +113,9 @@ class DinoRecipe:
     freeze_last: int = 100
     patch_weight: float = 0.0
     match_weight: float = 0.0
+    cls_weight: float = 1.0
     keypoint_weight: float = 0.0
+    shape_weight: float = 0.0
     group: int = 4
     match_temperature: float = 0.07
     objects: float = 0.0
@@ -112,6 +126,11 @@ class DinoRecipe:
     sd_size: int = 960
     dino_size: int = 480
     world: tuple[int, int] = (240, 320)
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether images come in groups of one category."""
+        return bool(self.keypoint_weight or self.shape_weight)
 
 
 MINI = DinoRecipe(
@@ -149,11 +168,17 @@ MINI = DinoRecipe(
 KEYPOINTS_MINI = replace(
     MINI, locals=0, crop_scale=(0.6, 1.0), margin=(1.1, 1.6), patch_weight=0.0, keypoint_weight=4.0
 )
+SHAPES_MINI = replace(
+    KEYPOINTS_MINI, cls_weight=0.0, koleo=0.0, match_weight=0.0, keypoint_weight=1.0, shape_weight=1.0
+)
 PRESETS = {
     "mini": MINI,
     # go on from "mini", the last at the size of inference
     "mini-keypoints": KEYPOINTS_MINI,
     "mini-keypoints-fine": replace(KEYPOINTS_MINI, crop=128),
+    # likewise; all points of objects, and nothing that needs the teacher
+    "mini-shapes": SHAPES_MINI,
+    "mini-shapes-fine": replace(SHAPES_MINI, crop=128),
     # ViT-S/8 as published, except that the images are ours
     "full": DinoRecipe(
         width=384,
@@ -187,14 +212,16 @@ LABELS = 2**24 - 3
 """Classes of keypoints: names are hashed, so that no list of them has to be kept; float32 holds them exactly."""
 KEYPOINTS = 24
 """Keypoints per crop, at most."""
+SHAPE_OBJECTS = 200
+"""Objects whose keypoints make up the shape of a category."""
+PLACE_WIDTH, PLACE_REACH = 0.12, 0.25
+"""How near patches are on a shape that correspond, and the farthest that do; its keypoints' distance is about 1."""
 
 
 def keypoint_label(category: str, name: str, mirrored: bool = False) -> int:
     """Class of a named keypoint, from 1; in a mirrored image left is right."""
-    if mirrored:
-        parts = name.split("_")
-        name = "_".join({"left": "right", "right": "left"}.get(part, part) for part in parts)
-    return 1 + zlib.crc32(f"{category}|{name}".encode()) % LABELS
+    shown = mirrored_name(name) if mirrored else name
+    return 1 + zlib.crc32(f"{category}|{shown}".encode()) % LABELS
 
 
 # Crops ------------------------------------------------------------------------------------------------------
@@ -206,7 +233,9 @@ class CropBatches:
 
     A batch holds ``large`` (2 B, 3, S, S) and ``small`` (L B, 3, s, s), RGB in [0, 1], crop by crop (all first large
     crops, then all second ones, ...), and ``boxes`` (2 B, 4): top, left, bottom, right of the large crops in a frame
-    that both crops of an image share.
+    that both crops of an image share. Where images come in groups there are ``keypoints`` (2 B, 24, 3) of the large
+    crops, x, y from 0 to 1 and class, and where the recipe asks for them ``places`` (2 B, N, 4) of their patches on
+    the category's shape, the last a 1 for patches that show the object.
 
     Args:
         source: samples with ``image``, ``object_id``, ``keypoints`` and ``seed``.
@@ -221,17 +250,28 @@ class CropBatches:
     seed: int = 0
 
     @cached_property
-    def categories(self) -> list[list[tuple[int, int]]]:
-        """The objects of each category, each as the number of its sample and its own there."""
+    def categories(self) -> list[list[tuple[int, Instance]]]:
+        """The objects of each category, each with the number of its sample."""
         if isinstance(self.source, RenderedWorld):
             raise InputError(
                 "objects of a category are drawn from rendered scenes", "give a cache with --data"
             )
-        found: dict[str, list[tuple[int, int]]] = {}
+        found: dict[str, list[tuple[int, Instance]]] = {}
         for number in range(len(self.source)):
             for instance in instances(self.source[number], min_share=0.015, min_keypoints=2):
-                found.setdefault(instance.category, []).append((number, instance.object_id))
+                found.setdefault(instance.category, []).append((number, instance))
         return [found[name] for name in sorted(found) if len(found[name]) >= self.recipe.group]
+
+    @cached_property
+    def shapes(self) -> list[dict[str, np.ndarray]]:
+        """The shape of each of :attr:`categories`, of its first objects."""
+        return [
+            mean_shape(
+                keypoints_in_space(self.source[number], instance.object_id)
+                for number, instance in members[:SHAPE_OBJECTS]
+            )
+            for members in self.categories
+        ]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         examples = [self.example(index * self.batch_size + j) for j in range(self.batch_size)]
@@ -245,6 +285,8 @@ class CropBatches:
         if self.recipe.keypoint_weight:
             tables = [_keypoints_in(e[3], e[2][i]) for i in (0, 1) for e in examples]
             batch["keypoints"] = torch.from_numpy(np.stack(tables))
+        if self.recipe.shape_weight:
+            batch["places"] = torch.from_numpy(np.stack([e[4][i] for i in (0, 1) for e in examples]))
         if small:
             flat = np.stack([crop for group in small for crop in group])
             batch["small"] = torch.from_numpy(flat).permute(0, 3, 1, 2).float() / 255
@@ -252,14 +294,14 @@ class CropBatches:
 
     def example(
         self, position: int
-    ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]], np.ndarray]:
-        """Large crops, small crops, the large ones' boxes, and keypoints (x, y, class) of one image of the stream."""
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]], np.ndarray, list[np.ndarray]]:
+        """Large and small crops, the large ones' boxes, keypoints (x, y, class) and the large crops' places (N, 4)."""
         rng = np.random.default_rng((self.seed, 3, position))
         recipe = self.recipe
-        if recipe.keypoint_weight:
-            number, object_id = self._one_of_a_group(position)
-            sample = self.source[number]
-            top, left, bottom, right = self._subject(sample, rng, object_id)
+        if recipe.in_groups:
+            category, number, instance = self._one_of_a_group(position)
+            sample, object_id = self.source[number], instance.object_id
+            top, left, bottom, right = self._around(sample, instance, rng)
         else:
             sample = self.source[int(rng.integers(len(self.source)))]
             top, left, bottom, right = self._subject(sample, rng)
@@ -275,41 +317,49 @@ class CropBatches:
             points = np.stack([rows["x"] - left, rows["y"] - top, classes], 1).astype(np.float32)
             if mirrored:
                 points[:, 0] = image.shape[1] - points[:, 0]
-        large, small, boxes = [], [], []
+        large, small, boxes, places = [], [], [], []
         for _ in range(2):
             box = random_box(image.shape[:2], recipe.crop_scale, rng)
             large.append(_crop(image, box, recipe.crop, rng))
             boxes.append([float(v) for v in box])
+            if recipe.shape_weight:
+                pixels = _patch_middles(box, recipe.crop // recipe.patch)
+                if mirrored:
+                    pixels[:, 0] = image.shape[1] - pixels[:, 0]
+                pixels += (left, top)
+                on, shown = places_on(sample, object_id, self.shapes[category], pixels)
+                on[:, 0] *= -1 if mirrored else 1  # in a mirrored image left is right
+                places.append(np.column_stack([on, shown]).astype(np.float32))
         for _ in range(recipe.locals):
             box = random_box(image.shape[:2], recipe.local_scale, rng)
             small.append(_crop(image, box, recipe.local_crop, rng))
-        return large, small, boxes, points
+        return large, small, boxes, points, places
 
-    def _one_of_a_group(self, position: int) -> tuple[int, int]:
-        """Sample and object; each ``group`` of positions gets different objects of one category."""
+    def _one_of_a_group(self, position: int) -> tuple[int, int, Instance]:
+        """Category, sample and object; each ``group`` of positions gets different objects of one category."""
         group = self.recipe.group
         rng = np.random.default_rng((self.seed, 5, position // group))
         # frequent categories come more often, but less so than they are there
         weights = np.sqrt([len(members) for members in self.categories])
-        members = self.categories[int(rng.choice(len(weights), p=weights / weights.sum()))]
-        return members[int(rng.choice(len(members), group, replace=False)[position % group])]
+        category = int(rng.choice(len(weights), p=weights / weights.sum()))
+        members = self.categories[category]
+        return category, *members[int(rng.choice(len(members), group, replace=False)[position % group])]
 
-    def _subject(
-        self, sample: Any, rng: np.random.Generator, object_id: int | None = None
-    ) -> tuple[int, int, int, int]:
-        """A square (top, left, bottom, right) of the sample, around the or one of its objects if it has one."""
-        image = np.asarray(sample.image)
-        wanted = object_id is not None or rng.random() < self.recipe.objects
+    def _subject(self, sample: Any, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A square (top, left, bottom, right) of the sample, around one of its objects if it has one."""
+        wanted = rng.random() < self.recipe.objects
         found = instances(sample, min_share=0.015, min_keypoints=1) if wanted else []
-        if object_id is not None:
-            found = [instance for instance in found if instance.object_id == object_id]
         if found:
-            box = found[int(rng.integers(len(found)))].box
-            margin, shift = rng.uniform(*self.recipe.margin), rng.uniform(-0.1, 0.1, 2)
-            return square_window(box, image.shape[:2], margin, (float(shift[0]), float(shift[1])))
-        side = round(min(image.shape[:2]) * rng.uniform(0.5, 1.0))
-        top, left = (int(rng.integers(0, length - side + 1)) for length in image.shape[:2])
+            return self._around(sample, found[int(rng.integers(len(found)))], rng)
+        height, width = np.asarray(sample.image).shape[:2]
+        side = round(min(height, width) * rng.uniform(0.5, 1.0))
+        top, left = (int(rng.integers(0, length - side + 1)) for length in (height, width))
         return top, left, top + side, left + side
+
+    def _around(self, sample: Any, instance: Instance, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        margin, shift = rng.uniform(*self.recipe.margin), rng.uniform(-0.1, 0.1, 2)
+        size = np.asarray(sample.image).shape[:2]
+        return square_window(instance.box, size, margin, (float(shift[0]), float(shift[1])))
 
 
 def _keypoints_in(points: np.ndarray, box: list[float]) -> np.ndarray:
@@ -321,6 +371,14 @@ def _keypoints_in(points: np.ndarray, box: list[float]) -> np.ndarray:
     chosen = np.column_stack([places[inside], points[inside, 2]])[:KEYPOINTS]
     table[: len(chosen)] = chosen
     return table
+
+
+def _patch_middles(box: tuple[int, int, int, int], count: int) -> np.ndarray:
+    """Middles (count², 2) x, y of a crop's patches in the frame of its box, row by row."""
+    top, left, bottom, right = box
+    steps = (np.arange(count) + 0.5) / count
+    y, x = np.meshgrid(top + steps * (bottom - top), left + steps * (right - left), indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], 1)
 
 
 def random_box(
@@ -478,6 +536,19 @@ def common_keypoints(keypoints: Tensor, partner: Tensor) -> tuple[Tensor, Tensor
     return partner[..., :2].gather(1, same.int().argmax(-1, keepdim=True).expand(-1, -1, 2)), same.any(-1)
 
 
+def nearest_places(places: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares ``(B, N, N)`` of the partner's patches in each patch's counterpart, and which have one, ``(B, N)`` bool.
+
+    Args:
+        places, partner: ``(B, N, 4)`` on the category's shape, the last 1 for patches that show the object.
+    """
+    distance = torch.cdist(places[..., :3], partner[..., :3])
+    distance = distance.masked_fill(partner[:, None, :, 3] == 0, torch.inf)
+    there = (places[..., 3] > 0) & (distance.amin(-1) < PLACE_REACH)
+    shares = torch.softmax(-0.5 * (distance.clamp_max(1e3) / PLACE_WIDTH).square(), dim=-1)
+    return shares, there
+
+
 class DinoTask(Task):
     """Student and teacher.
 
@@ -496,7 +567,7 @@ class DinoTask(Task):
             raise InputError(
                 f"crops of {recipe.crop} with patches of {recipe.patch}", "use multiples of the patch"
             )
-        if recipe.keypoint_weight and self.batch_size % recipe.group:
+        if recipe.in_groups and self.batch_size % recipe.group:
             raise InputError(f"{self.batch_size} images a step", f"use a multiple of {recipe.group}")
         self._held: list[Any] | None = None
 
@@ -610,25 +681,16 @@ class DinoTask(Task):
         frozen = step < recipe.freeze_last
         count = len(large) // 2
         request = [Request(norm=True)]
-        with torch.no_grad():
-            taught = self._part("teacher")(large, request)[0]
-            targets = self._teach(self._part("teacher_cls_head")(taught.cls), "cls", step)
         seen = self._part("student")(large, request)[0]
-        scores = [self._part("student_cls_head")(seen.cls, frozen)]
-        if "small" in batch:
-            small = self._part("student")(normalise(batch["small"]), request)[0]
-            scores.append(self._part("student_cls_head")(small.cls, frozen))
-        crops = torch.cat(scores).unflatten(0, (-1, count))
-        teacher = targets.unflatten(0, (2, count))
-        terms = [
-            distillation(crops[j], teacher[i], recipe.student_temperature).mean()
-            for i in range(2)
-            for j in range(len(crops))
-            if i != j
-        ]
-        loss = torch.stack(terms).mean()
-        entropy = -(targets.mean(0) * targets.mean(0).clamp_min(1e-9).log()).sum()
-        metrics = {"cls": loss.detach(), "prototypes": entropy.exp()}
+        taught = None
+        if recipe.cls_weight or recipe.patch_weight:
+            with torch.no_grad():
+                taught = self._part("teacher")(large, request)[0]
+        loss: Tensor = seen.patches.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        if recipe.cls_weight:
+            told, metrics = self._cls_loss(batch, seen, taught, step, frozen)
+            loss = loss + recipe.cls_weight * told
         if recipe.koleo and count > 1:
             spread = (koleo_loss(seen.cls[:count]) + koleo_loss(seen.cls[count:])) / 2
             loss = loss + recipe.koleo * spread
@@ -649,7 +711,34 @@ class DinoTask(Task):
             named = self._keypoint_loss(seen, batch["keypoints"])
             loss = loss + recipe.keypoint_weight * named
             metrics["keypoints"] = named.detach()
+        if recipe.shape_weight:
+            placed = self._shape_loss(seen, batch["places"])
+            loss = loss + recipe.shape_weight * placed
+            metrics["shape"] = placed.detach()
         return loss, metrics
+
+    def _cls_loss(
+        self, batch: Batch, seen: Any, taught: Any, step: int, frozen: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each crop's class token against what the teacher makes of the other large crop, and metrics."""
+        with torch.no_grad():
+            targets = self._teach(self._part("teacher_cls_head")(taught.cls), "cls", step)
+        scores = [self._part("student_cls_head")(seen.cls, frozen)]
+        if "small" in batch:
+            small = self._part("student")(normalise(batch["small"]), [Request(norm=True)])[0]
+            scores.append(self._part("student_cls_head")(small.cls, frozen))
+        count = len(seen.cls) // 2
+        crops = torch.cat(scores).unflatten(0, (-1, count))
+        teacher = targets.unflatten(0, (2, count))
+        terms = [
+            distillation(crops[j], teacher[i], self._recipe.student_temperature).mean()
+            for i in range(2)
+            for j in range(len(crops))
+            if i != j
+        ]
+        loss = torch.stack(terms).mean()
+        entropy = -(targets.mean(0) * targets.mean(0).clamp_min(1e-9).log()).sum()
+        return loss, {"cls": loss.detach(), "prototypes": entropy.exp()}
 
     def _keypoint_loss(self, seen: Any, keypoints: Tensor) -> Tensor:
         """The patches that hold a keypoint, to be found in the images of other objects of the category."""
@@ -657,15 +746,39 @@ class DinoTask(Task):
         cells = (keypoints[..., 1] * rows).long().clamp(0, rows - 1) * columns
         cells = cells + (keypoints[..., 0] * columns).long().clamp(0, columns - 1)
         patches = seen.patches.gather(1, cells[..., None].expand(-1, -1, seen.patches.shape[-1]))
+
+        def wanted(step: int) -> tuple[Tensor, Tensor]:
+            places, there = common_keypoints(keypoints, partners(keypoints, self._recipe.group, step))
+            return cell_weights(places, seen.grid), there
+
+        return self._found_in_group(seen, patches, wanted)
+
+    def _shape_loss(self, seen: Any, places: Tensor) -> Tensor:
+        """The patches of objects, to be found at their places on other objects of the category."""
+        group = self._recipe.group
+        return self._found_in_group(
+            seen, seen.patches, lambda step: nearest_places(places, partners(places, group, step))
+        )
+
+    def _found_in_group(
+        self, seen: Any, patches: Tensor, wanted: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Patches (B, N, C), to be found in the others of their group.
+
+        Args:
+            seen: tokens of the crops.
+            patches: that are looked for.
+            wanted: shares of the patches of the ``step``-th partner that they are at, and which are there at all.
+        """
         group, temperature = self._recipe.group, self._recipe.match_temperature
-        terms, shares = [], []
+        terms, counts = [], []
         for step in range(1, group):
-            places, there = common_keypoints(keypoints, partners(keypoints, group, step))
+            shares, there = wanted(step)
             others = partners(seen.patches, group, step)
-            terms.append(match_loss(patches, others, cell_weights(places, seen.grid), there, temperature))
-            shares.append(there.sum())
-        counts = torch.stack(shares).to(terms[0])
-        return (torch.stack(terms) * counts).sum() / counts.sum().clamp_min(1)
+            terms.append(match_loss(patches, others, shares, there, temperature))
+            counts.append(there.sum())
+        weights = torch.stack(counts).to(terms[0])
+        return (torch.stack(terms) * weights).sum() / weights.sum().clamp_min(1)
 
     def _patch_loss(
         self, seen: Any, taught: Any, shares: Tensor, inside: Tensor, step: int, frozen: bool

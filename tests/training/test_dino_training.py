@@ -194,7 +194,7 @@ def test_groups_are_different_objects_of_one_category() -> None:
     batches = CropBatches(Things(), recipe, 4, seed=1)
     for k in range(8):
         found = [batches._one_of_a_group(4 * k + j) for j in range(4)]
-        assert len(set(found)) == 4 and {object_id for _, object_id in found} == {7}
+        assert len({number for _, number, _ in found}) == 4 and {i.object_id for _, _, i in found} == {7}
     run = task(recipe)
     run.build()
     loss, metrics = run.loss(run.batches()[0], 0, torch.Generator().manual_seed(0))
@@ -254,3 +254,54 @@ def test_windows_stay_in_the_image_and_places_in_the_box() -> None:
     top, left, bottom, right = square_window((50, 30, 60, 40), (40, 60), 2.0)
     assert bottom - top == right - left == 20 and right <= 60 and bottom <= 40
     assert same_place(np.array([[5.0, 5.0]]), (0, 0, 10, 10), (20, 20, 40, 60)).tolist() == [[30.0, 40.0]]
+
+
+def test_patches_are_found_by_their_place_on_the_shape() -> None:
+    here = torch.tensor([[[0.0, 0, 0, 1], [1, 0, 0, 1], [5, 0, 0, 1], [1, 0, 0, 0]]])
+    there = torch.tensor([[[1.0, 0, 0, 1], [0.05, 0, 0, 1], [0, 0, 0, 0], [-0.05, 0, 0, 1]]])
+    shares, found = training.nearest_places(here, there)
+    assert found.tolist() == [[True, True, False, False]]
+    torch.testing.assert_close(shares[0, 0], torch.tensor([0.0, 0.5, 0.0, 0.5]))
+    torch.testing.assert_close(shares[0, 1], torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    nobody = there.clone()
+    nobody[..., 3] = 0
+    shares, found = training.nearest_places(here, nobody)
+    assert torch.isfinite(shares).all() and not found.any()
+
+
+def test_places_of_crops_follow_the_picture_and_its_mirror_image() -> None:
+    from vision3d.synthetic import render_sample
+
+    class World:
+        samples = tuple(render_sample(seed, size=(96, 128)) for seed in range(8))
+
+        def __len__(self) -> int:
+            return len(self.samples)
+
+        def __getitem__(self, index: int) -> object:
+            return self.samples[index]
+
+    recipe = replace(
+        TINY, batch=4, group=2, keypoint_weight=1.0, shape_weight=1.0, cls_weight=0.0, locals=0, patch=4,
+        crop_scale=(0.9, 1.0),
+    )  # fmt: skip
+    batches = CropBatches(World(), recipe, 4, seed=2)
+    offsets = []
+    for index in range(10):
+        batch = batches[index]
+        assert batch["places"].shape == (8, 64, 4)
+        for e in range(4):
+            category, _, instance = batches._one_of_a_group(4 * index + e)
+            shape = batches.shapes[category]
+            classes = {keypoint_label(instance.category, name): point for name, point in shape.items()}
+            for x, y, label in batch["keypoints"][e][batch["keypoints"][e][:, 2] > 0].tolist():
+                place = batch["places"][e, int(y * 8) * 8 + int(x * 8)]
+                if place[3]:
+                    offsets.append(float(np.linalg.norm(place[:3].numpy() - classes[int(label)])))
+    # within about a patch, and on the right side: mirrored keypoints have the other side's class
+    assert len(offsets) > 20 and np.median(offsets) < 0.45
+    run = DinoTask(recipe, World(), TaskOptions())
+    run.build()
+    loss, metrics = run.loss(batches[0], 0, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert set(metrics) == {"patch", "match", "keypoints", "shape", "koleo"} and float(metrics["shape"]) > 0
