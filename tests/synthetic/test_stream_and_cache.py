@@ -85,6 +85,8 @@ def test_filling_again_renders_only_what_is_missing(
     filled.fill(range(9), SIZE, workers=0)
     assert before == {p: p.stat().st_mtime_ns for p in filled.folder.rglob("*.npy")}
     assert not [p for p in filled.folder.iterdir() if p.name.startswith(".")]
+    filled.fill(range(2), SIZE, workers=0)  # a shorter run deletes nothing either
+    assert before == {p: p.stat().st_mtime_ns for p in filled.folder.rglob("*.npy")} and len(filled) == 9
     with pytest.raises(InputError, match="32x40"):
         filled.fill(range(9), (64, 64), workers=0)
 
@@ -170,3 +172,21 @@ def test_synthesize_renders_only_what_is_missing(tmp_path: Path, monkeypatch: py
     assert rendered == [30, 31, 32, 31]
     verb.synthesize(out, count=1, size=(32, 24), seed=30, workers=0)
     assert rendered == [30, 31, 32, 31, 30]
+
+
+def test_shards_for_training_are_written_by_the_verb_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vision3d import cli
+
+    monkeypatch.setattr(cache_module, "SHARD", 3)
+    words = ["synthesize", "--shards", "--seed", "30", "--out", str(tmp_path / "scenes"), "--size"]
+    assert cli.main([*words, "24", "32", "--count", "3"]) == 0
+    assert cli.main([*words, "24", "32", "--count", "6"]) == 0
+    assert "6 images" in capsys.readouterr().err
+    cache = ShardCache(tmp_path / "scenes")
+    assert cache.seeds().tolist() == list(range(30, 36)) and cache.size == (24, 32)
+    np.testing.assert_array_equal(cache[4].image, render_sample(34, (24, 32)).image)
+    assert cli.main([*words, "24", "32", "--count", "6", "--overwrite"]) == 2
+    assert cli.main([*words, "32", "32", "--count", "9"]) == 2
+    assert "24x32" in capsys.readouterr().err

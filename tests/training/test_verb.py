@@ -15,6 +15,7 @@ from vision3d.cli import main
 from vision3d.errors import InputError
 from vision3d.training import verb
 from vision3d.training.task import TaskOptions
+from vision3d.weights import MINI
 
 # A task in its own module, found through the registry as the real ones are.
 MODULE = """
@@ -112,7 +113,10 @@ def test_the_command_line_explains_itself(capsys):
         assert word in text
 
 
-def test_the_command_line_reaches_the_task(monkeypatch, capsys):
+def test_the_command_line_reaches_the_task(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prior").mkdir()
+
     def load_task(name, options):
         assert name == "prior-unet"
         assert options == TaskOptions("full", Path("cache"), Path("prior"), 3, 4, True)
@@ -122,6 +126,24 @@ def test_the_command_line_reaches_the_task(monkeypatch, capsys):
     given = "prior-unet --out run --preset full --data cache --init prior --batch-size 3 --seed 4 --resume"
     assert main(["train", *given.split(), "--checkpointing", "True", "--minutes", "2.5"]) == 2
     assert capsys.readouterr().err.strip().endswith("reached")
+
+
+@pytest.mark.parametrize("name", list(verb.TASKS))
+def test_every_task_goes_on_from_the_embedded_weights(name, monkeypatch, capsys):
+    start = next(start for start in verb.PIPELINES if name.startswith(start))
+    problem = verb.load_task(name, TaskOptions(init=MINI / verb.PIPELINES[start]))
+    problem.device = torch.device("cpu")
+    assert sum(p.numel() for p in problem.build().parameters()) > 10_000
+
+    def load_task(task, options):
+        assert options.init == problem.options.init
+        raise InputError("reached")
+
+    monkeypatch.setattr(verb, "load_task", load_task)
+    assert main(["train", name, "--out", "run", "--init", "mini"]) == 2
+    assert capsys.readouterr().err.strip().endswith("reached")
+    assert main(["train", name, "--out", "run", "--init", "nowhere"]) == 2
+    assert "nowhere: no such weights" in capsys.readouterr().err
 
 
 def test_sigterm_saves_ends_in_one_line_and_resumes(tiny):

@@ -4,7 +4,7 @@ A cache is a folder of shards, each with ``SHARD`` consecutive seeds as plain ``
 memory-mapped: reading one sample touches its own bytes only. A shard appears under its name when it is
 complete, never before, so filling may be stopped and resumed at will, by several processes at once.
 
-Fill one with ``python -m vision3d.synthetic.cache --out DIR --seeds 0 20000 --size 128 128 --workers 2``.
+Fill one with ``vision3d synthesize --shards --out DIR --count 20000 --size 128 128 --workers 2``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vision3d.errors import InputError, OutputError
+from vision3d.progress import progress
 from vision3d.synthetic.sample import KEYPOINT, Sample
 
 SHARD = 120
@@ -203,17 +203,17 @@ class ShardCache:
             shutil.rmtree(work, ignore_errors=True)
         return target
 
-    def fill(self, seeds: range, size: tuple[int, int], workers: int = 1, report: bool = False) -> None:
+    def fill(self, seeds: range, size: tuple[int, int], workers: int = 1) -> int:
         """Renders the shards that are missing.
 
         Args:
             seeds: consecutive; begin and end at multiples of ``SHARD`` for shards that others can share.
             size: height and width; must be that of the shards already there.
             workers: rendering processes.
-            report: one line on stderr after each shard.
-        """
-        from vision3d.synthetic.stream import WorldStream
 
+        Returns:
+            How many samples were rendered.
+        """
         if seeds.step != 1 or not len(seeds):
             raise InputError(f"seeds {seeds} are not a rising run", "give a first and a last seed")
         if self.size is not None and self.size != tuple(size):
@@ -225,28 +225,30 @@ class ShardCache:
         runs = []
         for first in range(seeds.start, seeds.stop, SHARD):
             count = min(SHARD, seeds.stop - first)
-            if have.get(first) != count:
+            if have.get(first, 0) < count:
                 runs.append((first, count))
-        start, done, todo = time.perf_counter(), 0, sum(count for _, count in runs)
-        for group in _consecutive(runs):
-            low, high = group[0][0], group[-1][0] + group[-1][1]
-            with WorldStream(range(low, high), size, workers) as stream:
-                samples = iter(stream)
-                for first, count in group:
-                    old = self.folder / _name(first)
-                    if old.exists():  # a shorter one from an earlier, smaller request
-                        shutil.rmtree(old)
-                    self.write_shard(first, samples, size, count)
-                    done += count
-                    if report:
-                        rate = done / (time.perf_counter() - start)
-                        left = (todo - done) / rate / 60
-                        print(
-                            f"{done}/{todo} samples, {rate:.1f}/s, {left:.0f} min left",
-                            file=sys.stderr,
-                            flush=True,
-                        )
+        todo = sum(count for _, count in runs)
+        with closing(_rendered(runs, size, workers)) as rendered:
+            samples = iter(progress(rendered, total=todo, description="synthesize"))
+            for first, count in runs:
+                old = self.folder / _name(first)
+                if old.exists():  # a shorter one from an earlier, smaller request
+                    shutil.rmtree(old)
+                self.write_shard(first, samples, size, count)
         self.refresh()
+        return todo
+
+
+def _rendered(
+    runs: list[tuple[int, int]], size: tuple[int, int], workers: int
+) -> Generator[Sample, None, None]:
+    """The samples of runs of seeds, each given by its first and its length."""
+    from vision3d.synthetic.stream import WorldStream
+
+    for group in _consecutive(runs):
+        low, high = group[0][0], group[-1][0] + group[-1][1]
+        with WorldStream(range(low, high), size, workers) as stream:
+            yield from stream
 
 
 def _consecutive(runs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -263,36 +265,3 @@ def _consecutive(runs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]
 
 def _name(first: int) -> str:
     return f"shard-{first:09d}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line of this module."""
-    import argparse
-
-    from vision3d.errors import Vision3DError
-
-    parser = argparse.ArgumentParser(
-        prog="python -m vision3d.synthetic.cache", description="Fill a shard cache."
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
-    parser.add_argument(
-        "--seeds", type=int, nargs=2, required=True, metavar=("FIRST", "END"), help="END excluded"
-    )
-    parser.add_argument("--size", type=int, nargs=2, default=(128, 128), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--workers", type=int, default=1, help="rendering processes")
-    options = parser.parse_args(argv)
-    try:
-        cache = ShardCache(options.out)
-        cache.fill(range(*options.seeds), tuple(options.size), options.workers, report=True)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except Vision3DError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(repr(cache), file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

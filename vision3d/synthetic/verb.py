@@ -11,6 +11,7 @@ def synthesize(
     size: tuple[int, int] = (256, 256),
     seed: int = 0,
     workers: int = 1,
+    shards: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Render images of the procedural world with exact depth, normals, intrinsics and labels.
@@ -20,24 +21,33 @@ def synthesize(
     ids.npz (object and part ids) and sample.json (intrinsics, pose, parts, keypoints, caption), and a contact
     sheet sheet.png. The same seed and size give the same files. What is complete is not rendered again.
 
+    With --shards, writes what "vision3d train --data" reads instead: the same in files of 120 images, which training
+    maps into memory.
+
     Args:
         out: folder to write to.
         count: how many images.
         size: height and width in pixels.
         seed: seed of the first image; the others follow.
         workers: processes that render.
+        shards: write shards for training.
         overwrite: render again what is there.
     """
+    from vision3d.errors import InputError
+
+    if count < 1:
+        raise InputError(f"count is {count}", "ask for at least one image")
+    if shards:
+        if overwrite:
+            raise InputError("--overwrite with --shards", "delete the folder, or give another one")
+        return _fill_shards(out, range(seed, seed + count), size, workers)
     import cv2
     import numpy as np
 
-    from vision3d.errors import InputError
     from vision3d.io.files import atomic_path, check_writable, remove_stagings
     from vision3d.progress import progress, say
     from vision3d.synthetic.stream import WorldStream
 
-    if count < 1:
-        raise InputError(f"count is {count}", "ask for at least one image")
     check_writable(out)
     remove_stagings(out)
     folders = {number: out / f"{number:06d}" for number in range(seed, seed + count)}
@@ -62,6 +72,22 @@ def synthesize(
         path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
     before = f" ({count - written} were there)" if written < count else ""
     say(f"{count} images in {out}{before}, overview in {out / 'sheet.png'}")
+    return 0
+
+
+def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int) -> int:
+    from vision3d.io.files import check_writable
+    from vision3d.progress import say
+    from vision3d.synthetic.cache import ShardCache
+
+    check_writable(out)
+    cache = ShardCache(out)
+    try:
+        written = cache.fill(seeds, size, workers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on from the shards in {out}") from None
+    before = f" ({len(seeds) - written} were there)" if written < len(seeds) else ""
+    say(f"{len(seeds)} images in {out}{before}")
     return 0
 
 

@@ -32,6 +32,15 @@ TASKS = {
 }
 """Where each task's class is; loaded when it is trained."""
 
+PIPELINES = {
+    "prior-": "primedepth",
+    "primedepth": "primedepth",
+    "stablenormal-": "stablenormal",
+    "dmcalib-": "dmcalib",
+    "dino": "sddino",
+}
+"""Whose embedded weights a task goes on from, by how its name begins."""
+
 TaskName = Literal[
     "prior-vae",
     "prior-unet",
@@ -89,7 +98,8 @@ def train(
         preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
             more, which an unknown name lists.
         data: folder of rendered scenes; without it they are rendered while training.
-        init: folder of weights to start from, e.g. the export of the task before.
+        init: weights to start from: a folder, e.g. the export of the task before, "mini" (the method's embedded ones),
+            or a pulled name.
         steps: optimiser steps of the whole run, counted over resumptions.
         minutes: time budget of the whole run in minutes, counted over resumptions.
         batch_size: images per step, process and micro-batch; the preset's if not given.
@@ -110,7 +120,12 @@ def train(
     """
     from vision3d.training.task import TaskOptions
     from vision3d.training.trainer import Trainer, TrainerSettings
+    from vision3d.weights import resolve
 
+    if init is not None:
+        init, _ = resolve(
+            next((name for start, name in PIPELINES.items() if task.startswith(start)), task), init
+        )
     options = TaskOptions(preset, data, init, batch_size, seed, checkpointing)
     problem = load_task(task, options)
     recipe: dict[str, Any] = dict(problem.recipe())
