@@ -57,7 +57,7 @@ from vision3d.training.data import (
     describe_run,
     open_source,
 )
-from vision3d.training.dense import PITCH, at_cells, read_out, recipe_settings
+from vision3d.training.dense import at_cells, read_out, recipe_settings
 from vision3d.training.geometry_prior import TIMESTEP as GEOMETRY_STEP
 from vision3d.training.losses import gradient_matching_loss, known_depth
 from vision3d.training.prior import TurnTaking, checksums, component_folder, load_module, preset
@@ -637,8 +637,8 @@ MINI_CALIBRATION = CalibrationRecipe(
     train_decoder=True,
     latent_weight=0.0,
     focal_weight=1.0,
-    # mostly whole photographs: were many cut, cameras would come out too narrow
-    plan=Augmentation(zoom=(1.0, 1.4), whole=0.85, uneven=0.1, bands=0.05, photometric=0.8),
+    # nearly all whole photographs: were many cut, cameras would come out too narrow
+    plan=Augmentation(zoom=(1.0, 1.4), whole=0.95, uneven=0.1, bands=0.05, photometric=0.8),
     world=(120, 160),
     warmup=100,
     ema=0.998,
@@ -730,12 +730,12 @@ class CalibrationTask(_DMCalibTask):
                 decoded = torch.cat([decoded, target[-count:]])
                 rows = torch.cat([rows, rows + len(latents) - count])
         picture = self.decoded(self.decoder or self.vae.decoder, decoded)
-        losses = picture_losses(picture, batch["camera"][rows], batch["mask"][rows], batch["focal"][rows])
+        losses = picture_losses(picture, batch["camera"][rows], batch["mask"][rows])
         told_losses = None
         if self.read_out is not None:
             told = self.read_out(latents).float()
             camera, mask = at_cells(batch["camera"][:, :2], told), at_cells(batch["mask"], told)
-            told_losses = picture_losses(told, camera, mask, batch["focal"] / PITCH)
+            told_losses = picture_losses(told, camera, mask)
         judged, more = self.judged(losses, told_losses, count / len(latents))
         metrics |= more
         return loss + judged, {name: value.detach() for name, value in metrics.items()}
@@ -832,47 +832,53 @@ class CalibrationTask(_DMCalibTask):
         self.write_shared(folder, config)
 
 
-def picture_losses(picture: Tensor, target: Tensor, mask: Tensor, focal: Tensor) -> dict[str, Tensor]:
+def picture_losses(picture: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """L1 error ("pixel") and :func:`focal_loss` ("focal") of Camera Images (B, 2 or 3, H, W) within the mask.
 
     Outside the mask anything goes: padding is cut off before a camera is read.
     """
     error = (picture - target).abs() * mask[:, None]
     pixel = error.sum() / (picture.shape[1] * mask.sum()).clamp_min(1)
-    return {"pixel": pixel, "focal": focal_loss(picture, mask, target, focal)}
+    return {"pixel": pixel, "focal": focal_loss(picture, mask, target)}
 
 
-def focal_loss(picture: Tensor, mask: Tensor, target: Tensor, focal: Tensor) -> Tensor:
+def focal_loss(picture: Tensor, mask: Tensor, target: Tensor) -> Tensor:
     """How far the focal lengths that a Camera Image shows are off, as logarithms; capped at 1.
 
     Args:
         picture: (B, 2 or 3, H, W) in [-1, 1], predicted.
         mask: (B, H, W) bool, where there is a picture.
         target: (B, 2 or 3, H, W), the true one, whose clipped pixels are left out.
-        focal: (B, 2) true fx, fy in pixels.
 
     Returns:
-        Mean over images and both directions of ``|log(fx* · slope)|`` with the least-squares slope of tan(theta) over
-        the columns (and of cot(phi) / cos(theta) over the rows), a 1 / fx that is linear in what is predicted. What is
-        uncertain comes out at the median: an error relative to fx would draw it towards long lenses.
+        Mean over images and both directions of the change of log(1 / f) by one Gauss-Newton step from the true camera
+        towards the predicted angles, which is how cameras are decoded; it is linear in what is predicted. What is
+        uncertain comes out at the median: an error relative to f would draw it towards long lenses.
     """
-    inside = mask & (target[:, :2].abs().amax(dim=1) < 1 - 2 * CLIPPED)
-    span, polar = AZIMUTH[1] - AZIMUTH[0], POLAR[1] - POLAR[0]
-    theta = picture[:, 0].clamp(-1.1, 1.1) * (span / 2 * math.pi)
-    psi = -picture[:, 1].clamp(-1.1, 1.1) * (polar / 2 * math.pi)
-    true_theta = target[:, 0] * (span / 2 * math.pi)
-    x, y = torch.tan(theta), torch.tan(psi) / torch.cos(true_theta)
-    height, width = picture.shape[-2:]
-    u = torch.arange(width, device=picture.device, dtype=torch.float32).expand_as(x)
-    v = torch.arange(height, device=picture.device, dtype=torch.float32)[:, None].expand_as(x)
-    errors = []
-    for values, where, f in ((x, u, focal[:, 0]), (y, v, focal[:, 1])):
-        weight = inside.float()
-        count = weight.sum((1, 2)).clamp_min(1)
-        centred = (where - ((where * weight).sum((1, 2)) / count)[:, None, None]) * weight
-        slope = (centred * values).sum((1, 2)) / centred.square().sum((1, 2)).clamp_min(1e-6)
-        errors.append((slope * f).clamp_min(0.1).log().abs().clamp_max(1.0))
-    return torch.stack(errors).mean()
+    inside = (mask & (target[:, :2].abs().amax(dim=1) < 1 - 2 * CLIPPED)).float().flatten(1)
+    scale = picture.new_tensor([(AZIMUTH[1] - AZIMUTH[0]), (POLAR[0] - POLAR[1])]) * (math.pi / 2)
+    theta, psi = (target[:, :2].float() * scale[:, None, None]).flatten(2).unbind(1)
+    off = ((picture[:, :2].clamp(-1.1, 1.1) - target[:, :2]) * scale[:, None, None]).flatten(2)
+    # how the angles move with log(1 / fx), log(1 / fy) and the principal point
+    x = torch.tan(theta)
+    y = torch.tan(psi) * torch.sqrt(1 + x * x)
+    norm = 1 + x * x
+    by_x, by_y = -x * y / (norm.sqrt() * (norm + y * y)), norm.sqrt() / (norm + y * y)
+    none = torch.zeros_like(x)
+    slopes = torch.stack(
+        [
+            torch.stack([x / norm, none, 1 / norm, none], dim=1),
+            torch.stack([by_x * x, by_y * y, by_x, by_y], dim=1),
+        ],
+        dim=2,
+    )  # (B, 4, 2, H * W)
+    weighted = slopes * inside[:, None, None]
+    normal = torch.einsum("bian,bjan->bij", weighted, slopes)
+    normal = normal + 1e-4 * torch.diagonal_scatter(
+        torch.zeros_like(normal), normal.diagonal(dim1=1, dim2=2) + 1e-3, dim1=1, dim2=2
+    )
+    moved = torch.linalg.solve(normal, torch.einsum("bian,ban->bi", weighted, off))
+    return moved[:, :2].abs().clamp_max(1.0).mean()
 
 
 # Depth --------------------------------------------------------------------------------------------------

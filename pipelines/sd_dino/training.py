@@ -169,7 +169,13 @@ KEYPOINTS_MINI = replace(
     MINI, locals=0, crop_scale=(0.6, 1.0), margin=(1.1, 1.6), patch_weight=0.0, keypoint_weight=4.0
 )
 SHAPES_MINI = replace(
-    KEYPOINTS_MINI, cls_weight=0.0, koleo=0.0, match_weight=0.0, keypoint_weight=1.0, shape_weight=1.0
+    KEYPOINTS_MINI,
+    cls_weight=0.0,
+    koleo=0.0,
+    match_weight=0.0,
+    keypoint_weight=1.0,
+    shape_weight=1.0,
+    group=8,
 )
 PRESETS = {
     "mini": MINI,

@@ -134,12 +134,45 @@ def test_a_small_unet_starts_from_the_priors_layers() -> None:
 
 def test_focal_loss_is_the_logarithm_of_the_focal_lengths_error() -> None:
     rgb = np.zeros((48, 64, 3), np.float32)
-    true, other = (Intrinsics(f, f, 32, 24, 64, 48) for f in (60.0, 75.0))
-    target, wrong = (torch.from_numpy(encode_camera_image(c, rgb))[None] for c in (true, other))
     mask = torch.ones(1, 48, 64, dtype=torch.bool)
-    focal = torch.tensor([[60.0, 60.0]])
-    assert float(focal_loss(target, mask, target, focal)) < 1e-4
-    assert float(focal_loss(wrong, mask, target, focal)) == pytest.approx(math.log(75 / 60), abs=0.02)
+
+    def picture(fx: float, fy: float, cx: float = 32, cy: float = 24) -> torch.Tensor:
+        camera = Intrinsics(fx, fy, cx, cy, 64, 48)
+        return torch.from_numpy(encode_camera_image(camera, rgb).astype(np.float32))[None]
+
+    target = picture(60, 60)
+    assert float(focal_loss(target, mask, target)) < 1e-5
+    for wrong in (66.0, 54.0):
+        expected = abs(math.log(wrong / 60))
+        found = float(focal_loss(picture(wrong, wrong), mask, target))
+        assert found == pytest.approx(expected, rel=0.05)
+        # each direction by itself, and not the principal point
+        assert float(focal_loss(picture(wrong, 60), mask, target)) == pytest.approx(found / 2, rel=0.08)
+        assert float(focal_loss(picture(60, wrong), mask, target)) == pytest.approx(found / 2, rel=0.08)
+    assert float(focal_loss(picture(60, 60, 34, 23), mask, target)) < 0.01
+    # what lies outside the picture does not count, and nothing at all is no error
+    hidden = mask.clone()
+    hidden[:, :, 40:] = False
+    spoilt = torch.where(hidden[:, None], target, torch.ones(()))
+    assert float(focal_loss(spoilt, hidden, target)) < 1e-5
+    assert float(focal_loss(spoilt, torch.zeros_like(mask), target)) == 0
+
+
+def test_focal_loss_reads_cameras_as_they_are_decoded() -> None:
+    rng = np.random.default_rng(0)
+    camera = Intrinsics(60, 60, 32, 24, 64, 48)
+    target = encode_camera_image(camera, np.zeros((48, 64, 3), np.float32)).astype(np.float32)
+    mask = torch.ones(1, 48, 64, dtype=torch.bool)
+    for _ in range(5):
+        # a smooth error that no camera explains: both have to weigh it alike
+        bump = np.outer(np.hanning(48), np.hanning(64)) * rng.normal(0, 0.03) + np.linspace(
+            0, rng.normal(0, 0.05), 64
+        )
+        wrong = (target + bump).astype(np.float32)
+        found = decode_intrinsics((wrong + 1) / 2)
+        expected = (abs(math.log(found.fx / 60)) + abs(math.log(found.fy / 60))) / 2
+        shown = float(focal_loss(torch.from_numpy(wrong)[None], mask, torch.from_numpy(target)[None]))
+        assert shown == pytest.approx(expected, abs=0.01 + 0.15 * expected)
 
 
 def test_multi_resolution_noise_is_smooth_and_of_unit_variance() -> None:
