@@ -512,10 +512,16 @@ def match_loss(
     temperature: float,
 ) -> Tensor:
     """Cross entropy of the softmax over an image's patches, by their cosine with one that has its place among them."""
-    if not bool(there.any()):
+    most = int(there.sum(1).max())
+    if not most:
         return (patches.sum() + others.sum()) * 0
-    scores = F.normalize(patches.float(), dim=-1) @ F.normalize(others.float(), dim=-1).transpose(1, 2)
-    return distillation(scores[there], wanted[there], temperature).mean()
+    # of each image only the patches that are there, and as many more as make the numbers equal
+    chosen = there.int().argsort(dim=1, descending=True)[:, :most, None]
+    looked_for = F.normalize(patches.float(), dim=-1).gather(1, chosen.expand(-1, -1, patches.shape[-1]))
+    scores = looked_for @ F.normalize(others.float(), dim=-1).transpose(1, 2)
+    costs = distillation(scores, wanted.gather(1, chosen.expand(-1, -1, wanted.shape[-1])), temperature)
+    counts = there.gather(1, chosen[..., 0]).to(costs)
+    return (costs * counts).sum() / counts.sum()
 
 
 def cell_weights(places: Tensor, grid: tuple[int, int]) -> Tensor:
