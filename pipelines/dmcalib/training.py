@@ -954,26 +954,13 @@ MINI_DEPTH = DepthRecipe(
     warmup=100,
     ema=0.998,
 )
-FINE_DEPTH = replace(
-    MINI_DEPTH,
-    sizes=((144, 112, 8), (144, 144, 8), (144, 96, 8), (112, 144, 8), (144, 48, 16)),
-    max_size=144,
-)
 DEPTH_PRESETS = {
     "mini": MINI_DEPTH,
-    # last legs of the mini: more of each photograph, from another's export
-    "mini-fine": FINE_DEPTH,
     # as for calibration
     "mini-latents": replace(
         MINI_DEPTH,
         sizes=((96, 72, 16), (96, 96, 16), (96, 64, 16), (72, 96, 16), (96, 32, 32)),
         pixel_share=1 / 16,
-        read_out=True,
-    ),
-    "mini-latents-fine": replace(
-        FINE_DEPTH,
-        sizes=((144, 112, 12), (144, 144, 12), (144, 96, 12), (112, 144, 12), (144, 48, 24)),
-        pixel_share=1 / 12,
         read_out=True,
     ),
     # As published: batch 96 in all (12 on each of 8 GPUs).
