@@ -43,6 +43,7 @@ from vision3d.pipelines.dmcalib.checkpoint import (
     ENCODER_FILE,
     Contexts,
     encoder_only,
+    find_base,
     load_encoder,
     prompt_of,
 )
@@ -469,8 +470,9 @@ class _DMCalibTask(Task):
                 "give --init a Stable Diffusion 2.1 folder, the export of prior-unet, or an earlier DM-Calib export",
             )
         self.source, self.options, self.init = source, options, options.init
-        self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
-        self.contexts = Contexts.find(self.init, self.init)
+        base = find_base(self.init, None) if self.goes_on else self.init
+        self.vae: Any = load_module(AutoencoderKL, component_folder(base, "vae"))
+        self.contexts = Contexts.find(self.init, base)
         self._held: list[dict[str, Tensor]] | None = None
         self.photo_encoder: Any = None
 
@@ -570,11 +572,14 @@ class _DMCalibTask(Task):
                 shutil.copytree(self.init / other, folder / other)
         atomic_write_json(folder / INDEX, {"_class_name": "DMCalib", **asdict(replace(config, base=None))})
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether ``init`` holds DM-Calib already, rather than a prior."""
+        return (self.init / "calib").is_dir() or (self.init / "depth_safe").is_dir()
+
     def earlier_config(self) -> DMCalibConfig:
         """The configuration of the export that this run goes on from, else the published one."""
-        if (self.init / "calib").is_dir() or (self.init / "depth_safe").is_dir():
-            return DMCalibConfig.read(self.init)
-        return DMCalibConfig()
+        return DMCalibConfig.read(self.init) if self.goes_on else DMCalibConfig()
 
     @override
     def describe(self) -> dict[str, Any]:

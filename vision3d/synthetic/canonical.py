@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from vision3d.camera import Intrinsics, transform_points
+
 _ROUNDS = 6
 _STIFFNESS = 0.03
 """How hard an object's proportions are to change, relative to its keypoints' spread."""
@@ -36,9 +38,9 @@ def keypoints_in_space(sample: Any, object_id: int) -> dict[str, np.ndarray]:
 
 def to_world(sample: Any, pixels: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """World positions (N, 3) of pixels (N, 2), centres at +0.5, with depth (N,) along the optical axis."""
-    K, pose = np.asarray(sample.K), np.asarray(sample.cam_to_world)
-    rays = np.column_stack([(pixels - K[:2, 2]) / [K[0, 0], K[1, 1]], np.ones(len(pixels))])
-    return (rays * depth[:, None]) @ pose[:3, :3].T + pose[:3, 3]
+    height, width = np.asarray(sample.object_id).shape
+    camera = Intrinsics.from_K(sample.K, width, height)
+    return transform_points(sample.cam_to_world, camera.unproject(pixels, depth))
 
 
 @dataclass(frozen=True, eq=False)

@@ -676,17 +676,10 @@ def checksums(folder: Path | None, components: Iterable[str]) -> dict[str, str] 
 
 
 def component_folder(init: Path, component: str, file: str = "config.json") -> Path:
-    """A component's folder below ``init``, or below the folder that its model_index.json names as its ``base``.
-
-    Raises:
-        InputError: ``file`` is not in it.
-    """
-    index = init / "model_index.json"
-    base = json.loads(index.read_text(encoding="utf-8")).get("base") if index.is_file() else None
-    for folder in (init, *([init / base] if base else [])):
-        if (folder / component / file).is_file():
-            return folder / component
-    raise InputError(f"{init} has no {component}/{file}", "give --init a diffusers folder")
+    """A component's folder below ``init``. Raises InputError when ``file`` is not in it."""
+    if not (init / component / file).is_file():
+        raise InputError(f"{init} has no {component}/{file}", "give --init a diffusers folder")
+    return init / component
 
 
 def preset(presets: Mapping[str, Any], name: str, task: str) -> Any:
