@@ -942,7 +942,7 @@ class DepthRecipe:
 
 
 MINI_DEPTH = DepthRecipe(
-    sizes=((96, 72, 12), (96, 96, 12), (96, 64, 12), (72, 96, 12), (96, 32, 24)),
+    sizes=((112, 88, 12), (112, 112, 12), (112, 80, 12), (88, 112, 12), (112, 40, 24)),
     lr=1.5e-3,
     unet=MINI_SHAPE,
     domain="any",
@@ -951,10 +951,10 @@ MINI_DEPTH = DepthRecipe(
     log_weight=0.25,
     relative_weight=1.0,
     gradient_weight=0.1,
-    camera_noise=0.15,
+    camera_noise=0.2,
     first_depth=5.0,
     plan=Augmentation(zoom=(1.0, 1.4), whole=0.8, uneven=0.0, bands=0.0, photometric=0.8),
-    max_size=96,
+    max_size=112,
     world=(120, 160),
     warmup=100,
     ema=0.998,
@@ -964,7 +964,7 @@ DEPTH_PRESETS = {
     # as for calibration
     "mini-latents": replace(
         MINI_DEPTH,
-        sizes=((96, 72, 16), (96, 96, 16), (96, 64, 16), (72, 96, 16), (96, 32, 32)),
+        sizes=((112, 88, 16), (112, 112, 16), (112, 80, 16), (88, 112, 16), (112, 40, 32)),
         pixel_share=1 / 16,
         read_out=True,
     ),

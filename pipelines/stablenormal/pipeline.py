@@ -287,9 +287,8 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         parts = {k: v for k, v in self.components.items() if v is not None}
-        for name in ("vae", "unet"):
-            if parts.get(f"refine_{name}") is parts[name] and name == "vae":
-                parts.pop("refine_vae")
+        if parts.get("refine_vae") is parts["vae"]:
+            parts.pop("refine_vae")
         if isinstance(parts.get("dino_controlnet"), checkpoint.RemoteSemantic):
             parts.pop("dino_controlnet")
         for name, part in parts.items():
