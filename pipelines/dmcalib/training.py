@@ -951,7 +951,7 @@ MINI_DEPTH = DepthRecipe(
     log_weight=0.25,
     relative_weight=1.0,
     gradient_weight=0.1,
-    camera_noise=0.2,
+    camera_noise=0.35,
     first_depth=5.0,
     plan=Augmentation(zoom=(1.0, 1.4), whole=0.8, uneven=0.0, bands=0.0, photometric=0.8),
     max_size=112,
