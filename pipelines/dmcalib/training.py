@@ -964,7 +964,7 @@ DEPTH_PRESETS = {
     # as for calibration
     "mini-latents": replace(
         MINI_DEPTH,
-        sizes=((112, 88, 16), (112, 112, 16), (112, 80, 16), (88, 112, 16), (112, 40, 32)),
+        sizes=tuple((width, height, count * 4 // 3) for width, height, count in MINI_DEPTH.sizes),
         pixel_share=1 / 16,
         read_out=True,
     ),
