@@ -112,6 +112,26 @@ def test_the_last_leg_leaves_the_autoencoder_as_it_is(prior_folder, world, tmp_p
     assert {f.name for f in (tmp_path / "weights").iterdir()} >= {"vae", "unet", "text_encoder", "tokenizer"}
 
 
+def test_objects_are_found_by_the_features_that_correspondence_reads(prior_folder, small_world):
+    torch.manual_seed(0)
+    recipe = replace(
+        GEOMETRY, train_autoencoder=False, shape_weight=1.0, shapes=4, shape_group=2, shape_side=64
+    )
+    task = GeometryPriorTask(recipe, small_world, TaskOptions(init=prior_folder))
+    model = task.build()
+    batches = task.batches()
+    assert "objects" not in batches[1] and batches[2]["tokens"].shape == (4, 77)
+    batch = batches[2]
+    assert batch["objects"].shape == (8, 3, 64, 64) and batch["places"].shape == (8, 64, 4)
+    history = [float(metrics["shape"]) for _, metrics in learned_by_heart(task, model, batch, 30)]
+    assert history[-1] < 0.8 * history[0]
+    # what is read is the tap and nothing after it
+    model.zero_grad()
+    task._shape_loss(batch["objects"], batch["places"], torch.Generator().manual_seed(0)).backward()
+    assert task.unet.up_blocks[3].resnets[1].conv1.weight.grad is not None
+    assert task.unet.up_blocks[3].resnets[2].conv1.weight.grad is None
+
+
 def test_a_decoder_learns_normals_and_cameras_while_latents_stay(prior_folder, world, tmp_path):
     torch.manual_seed(0)
     recipe = replace(DecoderRecipe(), crops=((24, 32, 6),))

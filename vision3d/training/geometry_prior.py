@@ -5,15 +5,16 @@ million parameters, trained for an hour on a procedural world, learns no such th
 teaches it directly: autoencoder and UNet are tuned together, at the almost noise-free step that the dense methods
 read, so that a few convolutions on the UNet's last decoder features give inverse depth, normals, the direction of
 every pixel's ray and metric depth; the reconstruction and denoising losses stay in the sum, so that the result is
-still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. A last leg shows the UNet alone more of
-each photograph ("mini-fine"), and a second task teaches the decoder alone the pictures that methods ask it for. The
-published prior needs none of this.
+still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. Later legs show the UNet alone more of
+each photograph ("mini-fine"), and objects whose parts it has to find on others of their category ("mini-shapes"), as
+the decoder features of the published prior let one do; a second task teaches the decoder alone the pictures that
+methods ask it for. The published prior needs none of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,10 +26,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vision3d.backbone.schedule import add_noise
-from vision3d.backbone.unet import walk
+from vision3d.backbone.unet import read_taps, walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.geometry.rays import GREY, angle_channels, ray_angles
 from vision3d.training.checkpoint import export_component
+from vision3d.training.correspondence import CropBatches, CropSettings, shape_loss
 from vision3d.training.dense import CaptionedTask, DenseTask, at_cells, depth_picture, read_out
 from vision3d.training.losses import (
     affine_invariant_loss,
@@ -46,9 +48,11 @@ from vision3d.training.prior import (
     load_module,
     tokenise,
 )
-from vision3d.training.task import Batch, noise
+from vision3d.training.task import Batch, Batches, noise
 
 TIMESTEP = 1
+PIXELS = 8
+"""Image pixels along either axis of a latent."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,13 @@ class GeometryPriorRecipe:
         train_autoencoder: tune it along; else latents stay what they are, and with them all that reads them.
         reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss, where it is tuned.
         denoising_weight, denoising_every: of the UNet's own loss.
+        shape_weight, shape_every: of finding the cells of an object in others of its category, by where they are on
+            the category's shape, by the decoder features that correspondence reads (tap ``s2``).
+        shapes: objects in a step of it.
+        shape_side: of their pictures in pixels.
+        shape_group: objects of a category that come together.
+        shape_timestep: of the noise under which they are seen.
+        shape_temperature: of the softmax over the places.
         caption_dropout: share of captions replaced by "".
         scale: smallest and largest crop relative to the sample.
         photometric: share of images that are strongly augmented.
@@ -85,6 +96,13 @@ class GeometryPriorRecipe:
     kl_weight: float = 5e-4
     denoising_weight: float = 0.2
     denoising_every: int = 16
+    shape_weight: float = 0.0
+    shape_every: int = 2
+    shapes: int = 8
+    shape_side: int = 128
+    shape_group: int = 8
+    shape_timestep: int = 100
+    shape_temperature: float = 0.07
     caption_dropout: float = 0.9
     scale: tuple[float, float] = (0.7, 1.0)
     photometric: float = 0.8
@@ -93,14 +111,43 @@ class GeometryPriorRecipe:
     ema: float = 0.998
 
 
+FINE = GeometryPriorRecipe(
+    crops=((112, 152, 6), (112, 112, 8), (56, 144, 12), (112, 152, 6), (112, 88, 10)),
+    train_autoencoder=False,
+    scale=(0.75, 1.0),
+)
 PRESETS = {
     "mini": GeometryPriorRecipe(),
-    "mini-fine": GeometryPriorRecipe(
-        crops=((112, 152, 6), (112, 112, 8), (56, 144, 12), (112, 152, 6), (112, 88, 10)),
-        train_autoencoder=False,
-        scale=(0.75, 1.0),
+    "mini-fine": FINE,
+    "mini-shapes": replace(
+        FINE,
+        crops=((112, 152, 8), (112, 112, 11), (56, 144, 16), (112, 152, 8), (112, 88, 14)),
+        shape_weight=0.1,
     ),
 }
+
+
+@dataclass
+class WithObjects:
+    """Batches of which every ``every``-th also holds ``objects`` (2 B, 3, S, S) in [0, 1], in groups of one category,
+    and their cells' ``places`` (2 B, N, 4), see :class:`vision3d.training.correspondence.CropBatches`.
+
+    Args:
+        batches: of photographs.
+        objects: crops around objects.
+        every: batches from one that holds objects to the next.
+    """
+
+    batches: Batches
+    objects: CropBatches
+    every: int
+
+    def __getitem__(self, index: int) -> Batch:
+        batch = self.batches[index]
+        if index % self.every:
+            return batch
+        objects = self.objects[index // self.every]
+        return {**batch, "objects": objects["large"], "places": objects["places"]}
 
 
 class Geometry(NamedTuple):
@@ -147,6 +194,16 @@ class GeometryPriorTask(CaptionedTask):
         return nn.ModuleDict(parts)
 
     @override
+    def batches(self) -> Batches:
+        recipe, batches = self._recipe, super().batches()
+        if not recipe.shape_weight:
+            return batches
+        cut = CropSettings(recipe.shape_side, PIXELS, group=recipe.shape_group, places=True)
+        return WithObjects(
+            batches, CropBatches(self.source, cut, recipe.shapes, self.options.seed), recipe.shape_every
+        )
+
+    @override
     def frozen(self) -> Iterable[nn.Module]:
         return (self.text_encoder,) if self._recipe.train_autoencoder else (self.text_encoder, self.vae)
 
@@ -190,6 +247,10 @@ class GeometryPriorTask(CaptionedTask):
             denoising = denoising_loss(self.unet, clean, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
+        if "objects" in batch:
+            found = self._shape_loss(batch["objects"], batch["places"], generator)
+            loss = loss + recipe.shape_weight * found
+            metrics["shape"] = found.detach()
         if (
             recipe.train_autoencoder
             and recipe.reconstruction_weight
@@ -202,6 +263,17 @@ class GeometryPriorTask(CaptionedTask):
             loss = loss + recipe.reconstruction_weight * own
             metrics["reconstruction"] = own.detach()
         return loss, metrics
+
+    def _shape_loss(self, objects: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
+        recipe = self._recipe
+        latents = self.encoded(objects.contiguous(memory_format=torch.channels_last))
+        t = recipe.shape_timestep
+        noisy = add_noise(latents, noise(latents.shape, generator, latents.device), t)
+        context = self.context(tokenise(self.tokenizer, [""]).to(objects.device))
+        cells = read_taps(self.unet, noisy, t, context, ("s2",))["s2"].float().flatten(2).mT
+        # correspondence takes principal components, which knows no mean either
+        cells = cells - cells.mean((0, 1))
+        return shape_loss(cells, places, recipe.shape_group, recipe.shape_temperature)
 
     def predict(self, images: Tensor) -> Geometry:
         """As :meth:`geometry`, under the empty caption and fixed noise."""
