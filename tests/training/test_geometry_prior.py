@@ -12,6 +12,7 @@ from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth import training as primedepth
 from vision3d.pipelines.primedepth.training import PrimeDepthTask
 from vision3d.training import dense, prior
+from vision3d.training.correspondence import ShapeLesson
 from vision3d.training.geometry_prior import (
     DecoderRecipe,
     GeometryPriorRecipe,
@@ -114,9 +115,8 @@ def test_the_last_leg_leaves_the_autoencoder_as_it_is(prior_folder, world, tmp_p
 
 def test_objects_are_found_by_the_features_that_correspondence_reads(prior_folder, small_world):
     torch.manual_seed(0)
-    recipe = replace(
-        GEOMETRY, train_autoencoder=False, shape_weight=1.0, shapes=4, shape_group=2, shape_side=64
-    )
+    lesson = ShapeLesson(weight=1.0, objects=4, group=2, side=64)
+    recipe = replace(GEOMETRY, train_autoencoder=False, shapes=lesson)
     task = GeometryPriorTask(recipe, small_world, TaskOptions(init=prior_folder))
     model = task.build()
     batches = task.batches()
@@ -127,7 +127,7 @@ def test_objects_are_found_by_the_features_that_correspondence_reads(prior_folde
     assert history[-1] < 0.8 * history[0]
     # what is read is the tap and nothing after it
     model.zero_grad()
-    task._shape_loss(batch["objects"], batch["places"], torch.Generator().manual_seed(0)).backward()
+    task.shape_loss(batch, torch.Generator().manual_seed(0)).backward()
     assert task.unet.up_blocks[3].resnets[1].conv1.weight.grad is not None
     assert task.unet.up_blocks[3].resnets[2].conv1.weight.grad is None
 

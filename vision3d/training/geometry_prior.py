@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vision3d.backbone.schedule import add_noise
-from vision3d.backbone.unet import read_taps, walk
+from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.geometry.rays import GREY, angle_channels, ray_angles
 from vision3d.training.checkpoint import export_component
-from vision3d.training.correspondence import CropBatches, CropSettings, shape_loss
+from vision3d.training.correspondence import ShapeLesson
 from vision3d.training.dense import CaptionedTask, DenseTask, at_cells, depth_picture, read_out
 from vision3d.training.losses import (
     affine_invariant_loss,
@@ -48,11 +48,9 @@ from vision3d.training.prior import (
     load_module,
     tokenise,
 )
-from vision3d.training.task import Batch, Batches, noise
+from vision3d.training.task import Batch, noise
 
 TIMESTEP = 1
-PIXELS = 8
-"""Image pixels along either axis of a latent."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,7 @@ class GeometryPriorRecipe:
         train_autoencoder: tune it along; else latents stay what they are, and with them all that reads them.
         reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss, where it is tuned.
         denoising_weight, denoising_every: of the UNet's own loss.
-        shape_weight, shape_every: of finding the cells of an object in others of its category, by where they are on
-            the category's shape, by the decoder features that correspondence reads (tap ``s2``).
-        shapes: objects in a step of it.
-        shape_side: of their pictures in pixels.
-        shape_group: objects of a category that come together.
-        shape_timestep: of the noise under which they are seen.
-        shape_temperature: of the softmax over the places.
+        shapes: beside photographs, objects whose cells are to be found on others of their category.
         caption_dropout: share of captions replaced by "".
         scale: smallest and largest crop relative to the sample.
         photometric: share of images that are strongly augmented.
@@ -96,13 +88,7 @@ class GeometryPriorRecipe:
     kl_weight: float = 5e-4
     denoising_weight: float = 0.2
     denoising_every: int = 16
-    shape_weight: float = 0.0
-    shape_every: int = 2
-    shapes: int = 8
-    shape_side: int = 128
-    shape_group: int = 8
-    shape_timestep: int = 100
-    shape_temperature: float = 0.07
+    shapes: ShapeLesson | None = None
     caption_dropout: float = 0.9
     scale: tuple[float, float] = (0.7, 1.0)
     photometric: float = 0.8
@@ -119,35 +105,8 @@ FINE = GeometryPriorRecipe(
 PRESETS = {
     "mini": GeometryPriorRecipe(),
     "mini-fine": FINE,
-    "mini-shapes": replace(
-        FINE,
-        crops=((112, 152, 8), (112, 112, 11), (56, 144, 16), (112, 152, 8), (112, 88, 14)),
-        shape_weight=0.1,
-    ),
+    "mini-shapes": replace(FINE, shapes=ShapeLesson(weight=0.15)),
 }
-
-
-@dataclass
-class WithObjects:
-    """Batches of which every ``every``-th also holds ``objects`` (2 B, 3, S, S) in [0, 1], in groups of one category,
-    and their cells' ``places`` (2 B, N, 4), see :class:`vision3d.training.correspondence.CropBatches`.
-
-    Args:
-        batches: of photographs.
-        objects: crops around objects.
-        every: batches from one that holds objects to the next.
-    """
-
-    batches: Batches
-    objects: CropBatches
-    every: int
-
-    def __getitem__(self, index: int) -> Batch:
-        batch = self.batches[index]
-        if index % self.every:
-            return batch
-        objects = self.objects[index // self.every]
-        return {**batch, "objects": objects["large"], "places": objects["places"]}
 
 
 class Geometry(NamedTuple):
@@ -194,16 +153,6 @@ class GeometryPriorTask(CaptionedTask):
         return nn.ModuleDict(parts)
 
     @override
-    def batches(self) -> Batches:
-        recipe, batches = self._recipe, super().batches()
-        if not recipe.shape_weight:
-            return batches
-        cut = CropSettings(recipe.shape_side, PIXELS, group=recipe.shape_group, places=True)
-        return WithObjects(
-            batches, CropBatches(self.source, cut, recipe.shapes, self.options.seed), recipe.shape_every
-        )
-
-    @override
     def frozen(self) -> Iterable[nn.Module]:
         return (self.text_encoder,) if self._recipe.train_autoencoder else (self.text_encoder, self.vae)
 
@@ -247,9 +196,9 @@ class GeometryPriorTask(CaptionedTask):
             denoising = denoising_loss(self.unet, clean, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
-        if "objects" in batch:
-            found = self._shape_loss(batch["objects"], batch["places"], generator)
-            loss = loss + recipe.shape_weight * found
+        if recipe.shapes and "objects" in batch:
+            found = self.shape_loss(batch, generator)
+            loss = loss + recipe.shapes.weight * found
             metrics["shape"] = found.detach()
         if (
             recipe.train_autoencoder
@@ -263,17 +212,6 @@ class GeometryPriorTask(CaptionedTask):
             loss = loss + recipe.reconstruction_weight * own
             metrics["reconstruction"] = own.detach()
         return loss, metrics
-
-    def _shape_loss(self, objects: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
-        recipe = self._recipe
-        latents = self.encoded(objects.contiguous(memory_format=torch.channels_last))
-        t = recipe.shape_timestep
-        noisy = add_noise(latents, noise(latents.shape, generator, latents.device), t)
-        context = self.context(tokenise(self.tokenizer, [""]).to(objects.device))
-        cells = read_taps(self.unet, noisy, t, context, ("s2",))["s2"].float().flatten(2).mT
-        # correspondence takes principal components, which knows no mean either
-        cells = cells - cells.mean((0, 1))
-        return shape_loss(cells, places, recipe.shape_group, recipe.shape_temperature)
 
     def predict(self, images: Tensor) -> Geometry:
         """As :meth:`geometry`, under the empty caption and fixed noise."""
