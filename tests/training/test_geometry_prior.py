@@ -132,6 +132,27 @@ def test_objects_are_found_by_the_features_that_correspondence_reads(prior_folde
     assert task.unet.up_blocks[3].resnets[2].conv1.weight.grad is None
 
 
+def test_primedepth_learns_objects_beside_depth(prior_folder, small_world):
+    recipe = replace(
+        primedepth.PRESETS["mini-shapes"],
+        crops=((24, 32, 2),),
+        head_channels=(4, 4, 8, 8),
+        refiner_channels=8,
+        shapes=ShapeLesson(weight=2.0, every=3, objects=2, group=2, side=32),
+    )
+    task = PrimeDepthTask(recipe, small_world, TaskOptions(init=prior_folder))
+    task.build()
+    batches = task.batches()
+    generator = torch.Generator().manual_seed(0)
+    told = {index: task.loss(batches[index], 1, generator)[1] for index in (3, 4)}
+    assert "shape" in told[3] and "shape" not in told[4]
+    parts = {**batches[3]}
+    both, metrics = task.loss(parts, 1, torch.Generator().manual_seed(1))
+    del parts["objects"]
+    depth, _ = task.loss(parts, 1, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(both - depth, 2 * metrics["shape"])
+
+
 def test_a_decoder_learns_normals_and_cameras_while_latents_stay(prior_folder, world, tmp_path):
     torch.manual_seed(0)
     recipe = replace(DecoderRecipe(), crops=((24, 32, 6),))
