@@ -160,6 +160,17 @@ def test_training_learns_and_logs(tmp_path):
     assert (tmp_path / "preview-noise.png").is_file()
 
 
+def test_a_loss_that_is_there_now_and_then_is_logged_as_the_mean_of_where_it_is(tmp_path):
+    class Sometimes(RegressionTask):
+        def loss(self, batch, step, generator):
+            loss, metrics = super().loss(batch, step, generator)
+            return loss, metrics | ({"rare": torch.tensor(6.0 + step)} if step % 3 == 0 else {})
+
+    Trainer(Sometimes(), replace(SETTINGS, steps=8, log_every=4), tmp_path).run()
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [e["rare"] for e in entries if "rare" in e] == [7.5, 12.0]
+
+
 def test_accumulating_two_halves_is_one_step_on_the_whole(tmp_path):
     class Halves:
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:

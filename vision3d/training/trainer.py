@@ -333,7 +333,7 @@ class Trainer:
     def _train(self) -> dict[str, float]:
         settings = self.settings
         batches = iter(self._micro_batches(self.task.batches()))
-        totals: dict[str, Tensor] = {}
+        told: dict[str, list[Tensor]] = {}
         logged_step, logged_time = self.step, time.monotonic()
         saved_time = evaluated_time = time.monotonic()
         per_step = self.task.batch_size * settings.accumulate * self.accelerator.num_processes
@@ -352,18 +352,19 @@ class Trainer:
                 group["lr"] = settings.lr * scale * factor
             for metrics in self._optimiser_step(batches):
                 for name, value in metrics.items():
-                    totals[name] = totals.get(name, torch.zeros((), device=value.device)) + value
+                    told.setdefault(name, []).append(value)
             self.step += 1
             self.images += per_step
             if self.ema is not None:
                 self.ema.update()
             if self.step - logged_step >= settings.log_every:
                 done = self.step - logged_step
-                means = {name: float(v) / (done * settings.accumulate) for name, v in totals.items()}
+                # some losses are there on some steps only
+                means = {name: float(torch.stack(values).float().mean()) for name, values in told.items()}
                 self._check_finite(means)
                 rate = done * per_step / max(time.monotonic() - logged_time, 1e-9)
                 self._log_step(means, settings.lr * factor, rate)
-                totals.clear()
+                told.clear()
                 logged_step, logged_time = self.step, time.monotonic()
         del batches  # ends the worker processes before the save, which may take a while
         self._save()
