@@ -25,7 +25,6 @@ from vision3d.geometry.affine import fit_scale_shift
 from vision3d.io.files import atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
 from vision3d.training.checkpoint import export_component
-from vision3d.training.correspondence import ShapeLesson
 from vision3d.training.data import SampleSource
 from vision3d.training.dense import CaptionedTask, depth_picture
 from vision3d.training.losses import (
@@ -64,7 +63,6 @@ class PrimeDepthRecipe:
         gradient_weight: of gradient matching.
         absrel_weight: of AbsRel after a least-squares fit (not published).
         segmentation_weight: of cross entropy.
-        shapes: beside photographs, objects whose cells a tuned UNet has to find on others of their category.
         segmentation_every: the segmentation head is trained on every n-th step.
         caption_dropout: share of captions replaced by "".
         sky: ``mask`` leaves sky out of the depth loss; ``far`` teaches inverse depth 0 there.
@@ -90,7 +88,6 @@ class PrimeDepthRecipe:
     absrel_weight: float = 0.0
     segmentation_weight: float = 0.1
     segmentation_every: int = 1
-    shapes: ShapeLesson | None = None
     caption_dropout: float = 0.1
     sky: str = "mask"
     scale: tuple[float, float] = (0.6, 1.0)
@@ -126,17 +123,15 @@ MINI = PrimeDepthRecipe(
     warmup=200,
     ema=0.998,
 )
-FINE = replace(
-    MINI,
-    crops=((112, 152, 6), (112, 112, 8), (48, 152, 12), (112, 152, 6), (112, 88, 10)),
-    scale=(0.75, 1.0),
-    max_size=112,
-)
 PRESETS = {
     "mini": MINI,
-    # later legs of the mini: more of each photograph, from the first's export
-    "mini-fine": FINE,
-    "mini-shapes": replace(FINE, shapes=ShapeLesson(weight=0.15)),
+    # last leg of the mini: more of each photograph, from the first's export
+    "mini-fine": replace(
+        MINI,
+        crops=((112, 152, 6), (112, 112, 8), (48, 152, 12), (112, 152, 6), (112, 88, 10)),
+        scale=(0.75, 1.0),
+        max_size=112,
+    ),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,
         head_channels=(128, 256, 512, 512),
@@ -259,10 +254,6 @@ class PrimeDepthTask(CaptionedTask):
             denoising = denoising_loss(self.unet, latents, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
-        if recipe.unet_lr and recipe.shapes and "objects" in batch:
-            found = self.shape_loss(batch, generator)
-            loss = loss + recipe.shapes.weight * found
-            metrics["shape"] = found.detach()
         return loss, metrics
 
     def predict(self, images: Tensor) -> Tensor:

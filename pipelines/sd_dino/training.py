@@ -31,14 +31,7 @@ from typing_extensions import override
 
 from vision3d.backbone.dino import Dino, DinoConfig, Request, load_dino, normalise
 from vision3d.errors import InputError, WeightsError
-from vision3d.pipelines.sd_dino.options import SDDinoConfig
-from vision3d.synthetic.objects import (
-    category_pairs,
-    instances,
-    portrait,
-    same_place,
-)
-from vision3d.training.correspondence import (
+from vision3d.pipelines.sd_dino.correspondence import (
     CropBatches,
     CropSettings,
     cell_weights,
@@ -48,6 +41,13 @@ from vision3d.training.correspondence import (
     match_loss,
     partners,
     shape_loss,
+)
+from vision3d.pipelines.sd_dino.options import SDDinoConfig
+from vision3d.synthetic.objects import (
+    category_pairs,
+    instances,
+    portrait,
+    same_place,
 )
 from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, SampleSource, describe_run, open_source
 from vision3d.training.prior import preset

@@ -46,23 +46,3 @@ class NoiseWorld:
 @pytest.fixture(scope="session")
 def world() -> NoiseWorld:
     return NoiseWorld()
-
-
-class SmallWorld:
-    """Eight scenes of the procedural world, small."""
-
-    def __init__(self) -> None:
-        from vision3d.synthetic import render_sample
-
-        self.samples = [render_sample(seed, size=(96, 128)) for seed in range(8)]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> object:
-        return self.samples[index]
-
-
-@pytest.fixture(scope="session")
-def small_world() -> SmallWorld:
-    return SmallWorld()

@@ -13,10 +13,7 @@ import torch
 from vision3d.backbone.dino import load_dino
 from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino import training
-from vision3d.pipelines.sd_dino.training import DinoTask, places_in
-from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
-from vision3d.synthetic.sample import KEYPOINT
-from vision3d.training.correspondence import (
+from vision3d.pipelines.sd_dino.correspondence import (
     CropBatches,
     cell_weights,
     common_keypoints,
@@ -25,6 +22,9 @@ from vision3d.training.correspondence import (
     nearest_places,
     partners,
 )
+from vision3d.pipelines.sd_dino.training import DinoTask, places_in
+from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
+from vision3d.synthetic.sample import KEYPOINT
 from vision3d.training.task import TaskOptions
 from vision3d.training.trainer import Trainer, TrainerSettings
 
@@ -269,12 +269,23 @@ def test_patches_are_found_by_their_place_on_the_shape() -> None:
     assert torch.isfinite(shares).all() and not found.any()
 
 
-def test_places_of_crops_follow_the_picture_and_its_mirror_image(small_world) -> None:
+def test_places_of_crops_follow_the_picture_and_its_mirror_image() -> None:
+    from vision3d.synthetic import render_sample
+
+    class World:
+        samples = tuple(render_sample(seed, size=(96, 128)) for seed in range(8))
+
+        def __len__(self) -> int:
+            return len(self.samples)
+
+        def __getitem__(self, index: int) -> object:
+            return self.samples[index]
+
     recipe = replace(
         TINY, batch=4, group=2, keypoint_weight=1.0, shape_weight=1.0, cls_weight=0.0, locals=0, patch=4,
         crop_scale=(0.9, 1.0),
     )  # fmt: skip
-    batches = CropBatches(small_world, recipe.cut, 4, seed=2)
+    batches = CropBatches(World(), recipe.cut, 4, seed=2)
     offsets = []
     for index in range(10):
         batch = batches[index]
@@ -289,7 +300,7 @@ def test_places_of_crops_follow_the_picture_and_its_mirror_image(small_world) ->
                     offsets.append(float(np.linalg.norm(place[:3].numpy() - classes[int(label)])))
     # within about a patch, and on the right side: mirrored keypoints have the other side's class
     assert len(offsets) > 20 and np.median(offsets) < 0.45
-    run = DinoTask(recipe, small_world, TaskOptions())
+    run = DinoTask(recipe, World(), TaskOptions())
     run.build()
     loss, metrics = run.loss(batches[0], 0, torch.Generator().manual_seed(0))
     loss.backward()

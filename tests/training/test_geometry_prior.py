@@ -12,7 +12,6 @@ from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth import training as primedepth
 from vision3d.pipelines.primedepth.training import PrimeDepthTask
 from vision3d.training import dense, prior
-from vision3d.training.correspondence import ShapeLesson
 from vision3d.training.geometry_prior import (
     DecoderRecipe,
     GeometryPriorRecipe,
@@ -111,46 +110,6 @@ def test_the_last_leg_leaves_the_autoencoder_as_it_is(prior_folder, world, tmp_p
     assert all(torch.equal(before[name], value) for name, value in task.vae.state_dict().items())
     trainer.export(tmp_path / "weights")
     assert {f.name for f in (tmp_path / "weights").iterdir()} >= {"vae", "unet", "text_encoder", "tokenizer"}
-
-
-def test_objects_are_found_by_the_features_that_correspondence_reads(prior_folder, small_world):
-    torch.manual_seed(0)
-    lesson = ShapeLesson(weight=1.0, objects=4, group=2, side=64)
-    recipe = replace(GEOMETRY, train_autoencoder=False, shapes=lesson)
-    task = GeometryPriorTask(recipe, small_world, TaskOptions(init=prior_folder))
-    model = task.build()
-    batches = task.batches()
-    assert "objects" not in batches[1] and batches[2]["tokens"].shape == (4, 77)
-    batch = batches[2]
-    assert batch["objects"].shape == (8, 3, 64, 64) and batch["places"].shape == (8, 64, 4)
-    history = [float(metrics["shape"]) for _, metrics in learned_by_heart(task, model, batch, 30)]
-    assert history[-1] < 0.8 * history[0]
-    # what is read is the tap and nothing after it
-    model.zero_grad()
-    task.shape_loss(batch, torch.Generator().manual_seed(0)).backward()
-    assert task.unet.up_blocks[3].resnets[1].conv1.weight.grad is not None
-    assert task.unet.up_blocks[3].resnets[2].conv1.weight.grad is None
-
-
-def test_primedepth_learns_objects_beside_depth(prior_folder, small_world):
-    recipe = replace(
-        primedepth.PRESETS["mini-shapes"],
-        crops=((24, 32, 2),),
-        head_channels=(4, 4, 8, 8),
-        refiner_channels=8,
-        shapes=ShapeLesson(weight=2.0, every=3, objects=2, group=2, side=32),
-    )
-    task = PrimeDepthTask(recipe, small_world, TaskOptions(init=prior_folder))
-    task.build()
-    batches = task.batches()
-    generator = torch.Generator().manual_seed(0)
-    told = {index: task.loss(batches[index], 1, generator)[1] for index in (3, 4)}
-    assert "shape" in told[3] and "shape" not in told[4]
-    parts = {**batches[3]}
-    both, metrics = task.loss(parts, 1, torch.Generator().manual_seed(1))
-    del parts["objects"]
-    depth, _ = task.loss(parts, 1, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(both - depth, 2 * metrics["shape"])
 
 
 def test_a_decoder_learns_normals_and_cameras_while_latents_stay(prior_folder, world, tmp_path):

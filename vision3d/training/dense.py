@@ -17,11 +17,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from vision3d.backbone.schedule import add_noise
-from vision3d.backbone.unet import read_taps
 from vision3d.backbone.vae import encode_moments
 from vision3d.errors import InputError
-from vision3d.training.correspondence import ShapeLesson, shape_loss
 from vision3d.training.data import (
     HELD_OUT_SEED,
     RenderedWorld,
@@ -41,9 +38,8 @@ from vision3d.training.prior import (
     prediction_type_of,
     preset,
     read_vocabulary,
-    tokenise,
 )
-from vision3d.training.task import Batch, Batches, Task, TaskOptions, noise
+from vision3d.training.task import Batches, Task, TaskOptions
 
 CELL = 4
 """Pixels of a read-out for each latent along either axis."""
@@ -148,12 +144,7 @@ class DenseTask(Task):
 
 
 class CaptionedTask(DenseTask):
-    """A dense task whose networks see captions, of which its recipe drops the share ``caption_dropout``.
-
-    Where a recipe has ``shapes``, its batches hold objects, too, from which the UNet learns correspondence.
-    """
-
-    unet: Any
+    """A dense task whose networks see captions, of which its recipe drops the share ``caption_dropout``."""
 
     def __init__(self, recipe: Any, source: SampleSource, options: TaskOptions) -> None:
         super().__init__(recipe, source, options)
@@ -168,24 +159,6 @@ class CaptionedTask(DenseTask):
     def member(self, index: int, batches: WorldBatches) -> Batches:
         dropout = self._recipe.caption_dropout
         return Tokenised(batches, self.tokenizer, dropout, self.options.seed + index)
-
-    @override
-    def batches(self) -> Batches:
-        lesson: ShapeLesson | None = getattr(self._recipe, "shapes", None)
-        batches = super().batches()
-        return batches if lesson is None else lesson.beside(batches, self.source, self.options.seed)
-
-    def shape_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """What the recipe's :class:`ShapeLesson` says of a batch with objects, without its weight."""
-        lesson: ShapeLesson = self._recipe.shapes
-        objects = batch["objects"]
-        latents = self.encoded(objects.contiguous(memory_format=torch.channels_last))
-        noisy = add_noise(latents, noise(latents.shape, generator, latents.device), lesson.timestep)
-        context = self.context(tokenise(self.tokenizer, [""]).to(objects.device))
-        tap = read_taps(self.unet, noisy, lesson.timestep, context, ("s2",))["s2"]
-        cells = tap.float().flatten(2).mT
-        # correspondence compares principal components, which know no mean either
-        return shape_loss(cells - cells.mean((0, 1)), batch["places"], lesson.group, lesson.temperature)
 
     def context(self, tokens: Tensor) -> Tensor:
         """Text states (B, 77, width), without gradient."""

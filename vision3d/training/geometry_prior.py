@@ -5,16 +5,15 @@ million parameters, trained for an hour on a procedural world, learns no such th
 teaches it directly: autoencoder and UNet are tuned together, at the almost noise-free step that the dense methods
 read, so that a few convolutions on the UNet's last decoder features give inverse depth, normals, the direction of
 every pixel's ray and metric depth; the reconstruction and denoising losses stay in the sum, so that the result is
-still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. Later legs show the UNet alone more of
-each photograph ("mini-fine"), and objects whose parts it has to find on others of their category ("mini-shapes"), as
-the decoder features of the published prior let one do; a second task teaches the decoder alone the pictures that
-methods ask it for. The published prior needs none of this.
+still an autoencoder and a denoiser of the ordinary Stable Diffusion layout. A last leg shows the UNet alone more of
+each photograph ("mini-fine"), and a second task teaches the decoder alone the pictures that methods ask it for. The
+published prior needs none of this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,7 +29,6 @@ from vision3d.backbone.unet import walk
 from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.geometry.rays import GREY, angle_channels, ray_angles
 from vision3d.training.checkpoint import export_component
-from vision3d.training.correspondence import ShapeLesson
 from vision3d.training.dense import CaptionedTask, DenseTask, at_cells, depth_picture, read_out
 from vision3d.training.losses import (
     affine_invariant_loss,
@@ -68,7 +66,6 @@ class GeometryPriorRecipe:
         train_autoencoder: tune it along; else latents stay what they are, and with them all that reads them.
         reconstruction_weight, reconstruction_every, kl_weight: of the autoencoder's own loss, where it is tuned.
         denoising_weight, denoising_every: of the UNet's own loss.
-        shapes: beside photographs, objects whose cells are to be found on others of their category.
         caption_dropout: share of captions replaced by "".
         scale: smallest and largest crop relative to the sample.
         photometric: share of images that are strongly augmented.
@@ -88,7 +85,6 @@ class GeometryPriorRecipe:
     kl_weight: float = 5e-4
     denoising_weight: float = 0.2
     denoising_every: int = 16
-    shapes: ShapeLesson | None = None
     caption_dropout: float = 0.9
     scale: tuple[float, float] = (0.7, 1.0)
     photometric: float = 0.8
@@ -97,15 +93,13 @@ class GeometryPriorRecipe:
     ema: float = 0.998
 
 
-FINE = GeometryPriorRecipe(
-    crops=((112, 152, 6), (112, 112, 8), (56, 144, 12), (112, 152, 6), (112, 88, 10)),
-    train_autoencoder=False,
-    scale=(0.75, 1.0),
-)
 PRESETS = {
     "mini": GeometryPriorRecipe(),
-    "mini-fine": FINE,
-    "mini-shapes": replace(FINE, shapes=ShapeLesson(weight=0.15)),
+    "mini-fine": GeometryPriorRecipe(
+        crops=((112, 152, 6), (112, 112, 8), (56, 144, 12), (112, 152, 6), (112, 88, 10)),
+        train_autoencoder=False,
+        scale=(0.75, 1.0),
+    ),
 }
 
 
@@ -196,10 +190,6 @@ class GeometryPriorTask(CaptionedTask):
             denoising = denoising_loss(self.unet, clean, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()
-        if recipe.shapes and "objects" in batch:
-            found = self.shape_loss(batch, generator)
-            loss = loss + recipe.shapes.weight * found
-            metrics["shape"] = found.detach()
         if (
             recipe.train_autoencoder
             and recipe.reconstruction_weight

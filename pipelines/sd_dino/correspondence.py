@@ -2,7 +2,7 @@
 
 Objects come in groups of one category, cut out of their scenes. A patch of one object has to be found in the others of
 its group: where a keypoint of that name is, or the point at the same place on the category's shape (see
-:mod:`vision3d.synthetic.canonical`). Whatever gives features of patches can be taught so.
+:mod:`vision3d.synthetic.canonical`).
 """
 
 from __future__ import annotations
@@ -22,22 +22,13 @@ from vision3d.errors import InputError
 from vision3d.synthetic.canonical import keypoints_in_space, mean_shape, mirrored_name, places_on
 from vision3d.synthetic.objects import Instance, instances, square_window
 from vision3d.training.data import RenderedWorld, SampleSource
-from vision3d.training.task import Batch, Batches
 
-LATENT = 8
-"""Image pixels of a latent along either axis."""
 LABELS = 2**24 - 3
 """Classes of keypoints: names are hashed, so that no list of them has to be kept; float32 holds them exactly."""
-
-
 KEYPOINTS = 24
 """Keypoints per crop, at most."""
-
-
 SHAPE_OBJECTS = 200
 """Objects whose keypoints make up the shape of a category."""
-
-
 PLACE_WIDTH, PLACE_REACH = 0.12, 0.25
 """How near patches are on a shape that correspond, and the farthest that do; its keypoints' distance is about 1."""
 
@@ -361,48 +352,3 @@ def shape_loss(
         group,
         temperature,
     )
-
-
-@dataclass(frozen=True)
-class ShapeLesson:
-    """How a denoiser is taught to find the cells of an object on others of its category, by where they are on its
-    shape, through the decoder features that correspondence reads (tap ``s2``).
-
-    Args:
-        weight: of :func:`shape_loss`.
-        every: batches from one that holds objects to the next.
-        objects: in such a batch; each is cut out twice.
-        side: of their pictures in pixels.
-        group: objects of a category that come together.
-        timestep: of the noise under which they are seen.
-        temperature: of the softmax over the places.
-    """
-
-    weight: float
-    every: int = 2
-    objects: int = 8
-    side: int = 128
-    group: int = 8
-    timestep: int = 100
-    temperature: float = 0.07
-
-    def beside(self, batches: Batches, source: SampleSource, seed: int) -> Batches:
-        """The batches, of which some also hold ``objects`` (2 B, 3, S, S) in [0, 1] and the ``places`` (2 B, N, 4) of
-        their cells, see :class:`CropBatches`.
-        """
-        cut = CropSettings(self.side, LATENT, group=self.group, places=True)
-        return _WithObjects(batches, CropBatches(source, cut, self.objects, seed), self.every)
-
-
-@dataclass
-class _WithObjects:
-    batches: Batches
-    objects: CropBatches
-    every: int
-
-    def __getitem__(self, index: int) -> Batch:
-        batch = self.batches[index]
-        if index % self.every:
-            return batch
-        objects = self.objects[index // self.every]
-        return {**batch, "objects": objects["large"], "places": objects["places"]}
