@@ -67,6 +67,7 @@ def nearest_cells(
         rows: size of a block.
     """
     infinity = float("inf")
+    length = squared_length(second, metric, halves)
     forward, best, share = [], [], []
     column_best = second.new_full((len(second),), -infinity, dtype=torch.float32)
     backward = torch.zeros(len(second), dtype=torch.int64, device=second.device)
@@ -83,18 +84,23 @@ def nearest_cells(
         value, index = block.max(1)
         forward.append(index)
         best.append(value)
-        share.append(softmax_share(_as_cosine(block, metric), index, grid))
+        share.append(softmax_share(_as_cosine(block, metric, length), index, grid))
     return CellMatches(torch.cat(forward), backward, torch.cat(best), torch.cat(share))
 
 
-def _as_cosine(block: Tensor, metric: Metric) -> Tensor:
-    """Similarities on the scale of a cosine, so that one temperature fits.
+def squared_length(
+    descriptors: Tensor,  # [N, C]
+    metric: Metric,
+    halves: int | None = None,
+) -> Tensor:
+    """Mean squared length of descriptors as a metric compares them: 2 for the published ones, whose halves have 1."""
+    return prepare(descriptors, metric, halves).square().sum(-1).mean()
 
-    Fused descriptors have two halves of length 1, hence squared distances up to 8 instead of 4 and twice the cosine's
-    spread; a temperature only has to be of the right size.
-    """
+
+def _as_cosine(block: Tensor, metric: Metric, length: Tensor) -> Tensor:
+    """Similarities on the scale of a cosine, so that one temperature fits, however the halves are weighted."""
     if metric.startswith("l2"):
-        return 1 - block.square() / 4
+        return 1 - block.square() / (2 * length).clamp_min(1e-12)
     if metric in ("cosine", "plus", "plus_norm"):
         return block
     finite = block[torch.isfinite(block)]
@@ -158,6 +164,9 @@ def query_rows(
     return rows if second_mask is None else rows.masked_fill(~second_mask, float("-inf"))
 
 
-def as_cosine(rows: Tensor, metric: Metric) -> Tensor:
-    """Similarities of :func:`query_rows` on the scale of a cosine; -inf stays."""
-    return torch.where(torch.isfinite(rows), _as_cosine(rows.nan_to_num(neginf=-4.0), metric), float("-inf"))
+def as_cosine(rows: Tensor, metric: Metric, length: Tensor) -> Tensor:
+    """Similarities of :func:`query_rows` on the scale of a cosine; -inf stays. For ``length`` see
+    :func:`squared_length`.
+    """
+    finite = torch.isfinite(rows)
+    return torch.where(finite, _as_cosine(rows.nan_to_num(neginf=-4.0), metric, length), float("-inf"))

@@ -591,10 +591,11 @@ class SDDino:
         cell = a.grid.nearest(points)
         index = torch.from_numpy(cell).to(self.device)
         parts: dict[str, list[Tensor]] = {k: [] for k in ("place", "similarity", "share", "back")}
+        length = matching.squared_length(b.cells, metric, a.halves)
         for rows in index.split(1024) if len(index) else ():
             sims = matching.query_rows(a.cells[rows], b.cells, metric, halves=a.halves, second_mask=inside[1])
             value, best = sims.max(1)
-            scaled = matching.as_cosine(sims, metric)
+            scaled = matching.as_cosine(sims, metric, length)
             parts["similarity"].append(value)
             parts["share"].append(matching.softmax_share(scaled, best, b.shape))
             if options.subcell:
@@ -747,11 +748,12 @@ class SDDino:
         a, b = pair
         inside = [_cell_mask(d, m, self.device) for d, m in zip(pair, masks, strict=True)]
         metric: Any = options.resolved_metric
+        length = matching.squared_length(b.cells, metric, a.halves)
         places, sure = [], []
         for rows in torch.arange(len(a.cells), device=self.device).split(1024):
             sims = matching.query_rows(a.cells[rows], b.cells, metric, halves=a.halves, second_mask=inside[1])
             best = sims.argmax(1)
-            scaled = matching.as_cosine(sims, metric)
+            scaled = matching.as_cosine(sims, metric, length)
             places.append(matching.between_cells(scaled, best, b.shape))
             sure.append(matching.softmax_share(scaled, best, b.shape))
         certain = torch.cat(sure).cpu().numpy() * inside[0].cpu().numpy()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 
 from vision3d.backbone.featurecache import FeatureCache
@@ -14,7 +15,7 @@ from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino import SDDino, matching, swap
 from vision3d.pipelines.sd_dino.canvas import Canvas, CellGrid, square
 from vision3d.pipelines.sd_dino.features import read_features, sample_map, tile_boxes
-from vision3d.pipelines.sd_dino.fusion import fuse, similarity
+from vision3d.pipelines.sd_dino.fusion import Metric, fuse, similarity
 from vision3d.pipelines.sd_dino.options import MatchOptions, SDDinoConfig
 from vision3d.pipelines.sd_dino.pca import DatasetPCA, co_pca, principal_axes, project, stack_layers
 
@@ -125,6 +126,20 @@ def test_masked_cells_are_nobodys_nearest() -> None:
     distance[:, ~allowed.numpy()] = np.inf
     assert found.forward.tolist() == distance.argmin(1).tolist()
     assert allowed[found.backward].all()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.05, 1.0), (3.0, 0.2)])
+@pytest.mark.parametrize("metric", ["l2", "l2_norm"])
+def test_distances_become_cosines_whatever_the_weights_of_the_halves(
+    metric: Metric, weights: tuple[float, float]
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    halves = [F.normalize(torch.randn(30, 8, generator=g), dim=-1) * w for w in weights]
+    cells = torch.cat(halves, 1)
+    length = matching.squared_length(cells, metric)
+    found = matching.as_cosine(matching.query_rows(cells, cells, metric), metric, length)
+    expected = F.cosine_similarity(cells[:, None], cells[None], dim=-1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_places_between_cells_lie_where_the_weight_is() -> None:
