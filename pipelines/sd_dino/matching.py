@@ -23,12 +23,14 @@ class CellMatches:
         forward: (N,) int64, for each cell of A the most similar one of B; the first where several are.
         backward: (M,) int64, for each cell of B that of A.
         similarity: (N,) of the forward matches.
+        cosine: (N,) the same on the scale of a cosine, see :func:`as_cosine`.
         share: (N,) share of the softmax over all cells of B that lies within one cell of the match; 0 to 1.
     """
 
     forward: Tensor
     backward: Tensor
     similarity: Tensor
+    cosine: Tensor
     share: Tensor
 
     @property
@@ -68,7 +70,7 @@ def nearest_cells(
     """
     infinity = float("inf")
     length = squared_length(second, metric, halves)
-    forward, best, share = [], [], []
+    forward, best, cosine, share = [], [], [], []
     column_best = second.new_full((len(second),), -infinity, dtype=torch.float32)
     backward = torch.zeros(len(second), dtype=torch.int64, device=second.device)
     for start, block in similarity_rows(first, second, metric, halves=halves, rows=rows):
@@ -84,8 +86,10 @@ def nearest_cells(
         value, index = block.max(1)
         forward.append(index)
         best.append(value)
-        share.append(softmax_share(_as_cosine(block, metric, length), index, grid))
-    return CellMatches(torch.cat(forward), backward, torch.cat(best), torch.cat(share))
+        scaled = _as_cosine(block, metric, length)
+        cosine.append(scaled.gather(1, index[:, None])[:, 0])
+        share.append(softmax_share(scaled, index, grid))
+    return CellMatches(torch.cat(forward), backward, torch.cat(best), torch.cat(cosine), torch.cat(share))
 
 
 def squared_length(

@@ -74,16 +74,15 @@ def retrieve(
             a.inside if mask is None else torch.from_numpy(a.grid.inside(np.asarray(mask, bool))).to(a.inside)
         )
         metric: Any = options.resolved_metric
-        length = matching.squared_length(b.cells, metric, a.halves)
         if point is not None:
             found = pipeline.match_described(here.photo, there.photo, pair, [point], options=options)
             x, y = map(float, found.points_b[0])
+            length = matching.squared_length(b.cells, metric, a.halves)
             score = float(matching.as_cosine(torch.tensor(found.similarity).to(length), metric, length)[0])
             hits.append(Hit(there.photo.name, score, (x, y), float(found.confidence[0])))
             continue
         best = matching.nearest_cells(
             a.cells[inside], b.cells, b.shape, metric, halves=a.halves, second_mask=b.inside
         )
-        score = float(matching.as_cosine(best.similarity, metric, length).mean())
-        hits.append(Hit(there.photo.name, score, None, float(best.share.mean())))
+        hits.append(Hit(there.photo.name, float(best.cosine.mean()), None, float(best.share.mean())))
     return sorted(hits, key=lambda hit: (-hit.score, hit.name))

@@ -13,16 +13,16 @@ import torch
 from vision3d.backbone.dino import load_dino
 from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino import training
-from vision3d.pipelines.sd_dino.correspondence import (
+from vision3d.pipelines.sd_dino.training import (
     CropBatches,
+    DinoTask,
     cell_weights,
     common_keypoints,
     keypoint_label,
     match_loss,
-    nearest_places,
     partners,
+    places_in,
 )
-from vision3d.pipelines.sd_dino.training import DinoTask, places_in
 from vision3d.synthetic.objects import category_pairs, instances, same_place, square_window
 from vision3d.synthetic.sample import KEYPOINT
 from vision3d.training.task import TaskOptions
@@ -141,8 +141,8 @@ def test_patches_are_compared_with_their_place_in_the_other_crop() -> None:
 
 def test_batches_depend_on_their_index_alone_and_keep_keypoints_in_place() -> None:
     recipe = replace(TINY, keypoint_weight=1.0, flip=False, objects=1.0)
-    batches = CropBatches(Things(), recipe.cut, 4, seed=1)
-    one, two = batches[5], CropBatches(Things(), recipe.cut, 4, seed=1)[5]
+    batches = CropBatches(Things(), recipe, 4, seed=1)
+    one, two = batches[5], CropBatches(Things(), recipe, 4, seed=1)[5]
     assert all(torch.equal(one[name], two[name]) for name in one)
     table = one["keypoints"]
     nose = keypoint_label("cat", "nose")
@@ -191,7 +191,7 @@ def test_keypoints_are_found_in_the_partner_by_their_class() -> None:
 
 def test_groups_are_different_objects_of_one_category() -> None:
     recipe = replace(TINY, keypoint_weight=1.0, batch=4)
-    batches = CropBatches(Things(), recipe.cut, 4, seed=1)
+    batches = CropBatches(Things(), recipe, 4, seed=1)
     for k in range(8):
         found = [batches._one_of_a_group(4 * k + j) for j in range(4)]
         assert len({number for _, number, _ in found}) == 4 and {i.object_id for _, _, i in found} == {7}
@@ -259,13 +259,13 @@ def test_windows_stay_in_the_image_and_places_in_the_box() -> None:
 def test_patches_are_found_by_their_place_on_the_shape() -> None:
     here = torch.tensor([[[0.0, 0, 0, 1], [1, 0, 0, 1], [5, 0, 0, 1], [1, 0, 0, 0]]])
     there = torch.tensor([[[1.0, 0, 0, 1], [0.05, 0, 0, 1], [0, 0, 0, 0], [-0.05, 0, 0, 1]]])
-    shares, found = nearest_places(here, there)
+    shares, found = training.nearest_places(here, there)
     assert found.tolist() == [[True, True, False, False]]
     torch.testing.assert_close(shares[0, 0], torch.tensor([0.0, 0.5, 0.0, 0.5]))
     torch.testing.assert_close(shares[0, 1], torch.tensor([1.0, 0.0, 0.0, 0.0]))
     nobody = there.clone()
     nobody[..., 3] = 0
-    shares, found = nearest_places(here, nobody)
+    shares, found = training.nearest_places(here, nobody)
     assert torch.isfinite(shares).all() and not found.any()
 
 
@@ -285,7 +285,7 @@ def test_places_of_crops_follow_the_picture_and_its_mirror_image() -> None:
         TINY, batch=4, group=2, keypoint_weight=1.0, shape_weight=1.0, cls_weight=0.0, locals=0, patch=4,
         crop_scale=(0.9, 1.0),
     )  # fmt: skip
-    batches = CropBatches(World(), recipe.cut, 4, seed=2)
+    batches = CropBatches(World(), recipe, 4, seed=2)
     offsets = []
     for index in range(10):
         batch = batches[index]
