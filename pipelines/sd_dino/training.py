@@ -11,9 +11,9 @@ are distilled, too, each with the teacher's patch at the same place of the other
 has to find that place among all patches of the other crop. Images are cut around single objects, as the photographs
 of a curated data set are.
 
-The presets ``mini-keypoints`` and ``mini-shapes`` are not self-supervised any more: there a named keypoint of the
-procedural world, or every visible point of an object, also has to be found in a picture of another object of its
-category. The record of a training says so.
+The presets ``mini-keypoints``, ``mini-shapes`` and ``mini-objects`` are not self-supervised any more: there a named
+keypoint of the procedural world, or every visible point of an object, also has to be found in a picture of another
+object of its category. The record of a training says so.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class DinoRecipe:
             self-supervised. Images then come in groups of one category.
         shape_weight: of finding every patch of an object in another one of its category, by where it is on the
             category's shape; likewise.
+        views: large crops per image; 1 will do where only images of a group are compared.
         group: images of a category that come together.
+        compared: others of its group that an image is compared with in a step, drawn anew each time; 0 for all.
         match_temperature: of the softmax over the places.
         objects: share of the images that are cut around an object with keypoints; others are random squares.
         margin: smallest and largest side of that cut relative to the object.
@@ -116,7 +118,9 @@ class DinoRecipe:
     cls_weight: float = 1.0
     keypoint_weight: float = 0.0
     shape_weight: float = 0.0
+    views: int = 2
     group: int = 4
+    compared: int = 0
     match_temperature: float = 0.07
     objects: float = 0.0
     margin: tuple[float, float] = (1.1, 1.8)
@@ -177,6 +181,10 @@ SHAPES_MINI = replace(
     shape_weight=1.0,
     group=8,
 )
+# one crop each of twice as many objects: steps of the same cost that are less alike in themselves
+OBJECTS_MINI = replace(
+    SHAPES_MINI, views=1, batch=48, compared=3, crop=128, momentum=0.995, momentum_steps=100_000
+)
 PRESETS = {
     "mini": MINI,
     # go on from "mini", the last at the size of inference
@@ -185,6 +193,9 @@ PRESETS = {
     # likewise; all points of objects, and nothing that needs the teacher
     "mini-shapes": SHAPES_MINI,
     "mini-shapes-fine": replace(SHAPES_MINI, crop=128),
+    "mini-objects": OBJECTS_MINI,
+    # three blocks more, which start as if they were not there
+    "mini-objects-deep": replace(OBJECTS_MINI, depth=8),
     # ViT-S/8 as published, except that the images are ours
     "full": DinoRecipe(
         width=384,
@@ -237,10 +248,10 @@ def keypoint_label(category: str, name: str, mirrored: bool = False) -> int:
 class CropBatches:
     """Crops of images around single objects; batch ``k`` depends on the seed and ``k`` alone.
 
-    A batch holds ``large`` (2 B, 3, S, S) and ``small`` (L B, 3, s, s), RGB in [0, 1], crop by crop (all first large
-    crops, then all second ones, ...), and ``boxes`` (2 B, 4): top, left, bottom, right of the large crops in a frame
-    that both crops of an image share. Where images come in groups there are ``keypoints`` (2 B, 24, 3) of the large
-    crops, x, y from 0 to 1 and class, and where the recipe asks for them ``places`` (2 B, N, 4) of their patches on
+    A batch holds ``large`` (V B, 3, S, S) and ``small`` (L B, 3, s, s), RGB in [0, 1], crop by crop (all first large
+    crops, then all second ones, ...), and ``boxes`` (V B, 4): top, left, bottom, right of the large crops in a frame
+    that the crops of an image share. Where images come in groups there are ``keypoints`` (V B, 24, 3) of the large
+    crops, x, y from 0 to 1 and class, and where the recipe asks for them ``places`` (V B, N, 4) of their patches on
     the category's shape, the last a 1 for patches that show the object.
 
     Args:
@@ -281,21 +292,17 @@ class CropBatches:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         examples = [self.example(index * self.batch_size + j) for j in range(self.batch_size)]
-        large = [[e[0][i] for e in examples] for i in (0, 1)]
-        small = [[e[1][i] for e in examples] for i in range(self.recipe.locals)]
-        boxes = [[e[2][i] for e in examples] for i in (0, 1)]
+        views = [(e, i) for i in range(self.recipe.views) for e in examples]
         batch: dict[str, Any] = {
-            "large": torch.from_numpy(np.stack(large[0] + large[1])).permute(0, 3, 1, 2).float() / 255,
-            "boxes": torch.tensor(boxes[0] + boxes[1], dtype=torch.float32),
+            "large": _stacked([e[0][i] for e, i in views]),
+            "boxes": torch.tensor([e[2][i] for e, i in views], dtype=torch.float32),
         }
         if self.recipe.keypoint_weight:
-            tables = [_keypoints_in(e[3], e[2][i]) for i in (0, 1) for e in examples]
-            batch["keypoints"] = torch.from_numpy(np.stack(tables))
+            batch["keypoints"] = torch.from_numpy(np.stack([_keypoints_in(e[3], e[2][i]) for e, i in views]))
         if self.recipe.shape_weight:
-            batch["places"] = torch.from_numpy(np.stack([e[4][i] for i in (0, 1) for e in examples]))
-        if small:
-            flat = np.stack([crop for group in small for crop in group])
-            batch["small"] = torch.from_numpy(flat).permute(0, 3, 1, 2).float() / 255
+            batch["places"] = torch.from_numpy(np.stack([e[4][i] for e, i in views]))
+        if self.recipe.locals:
+            batch["small"] = _stacked([e[1][i] for i in range(self.recipe.locals) for e in examples])
         return batch
 
     def example(
@@ -324,7 +331,7 @@ class CropBatches:
             if mirrored:
                 points[:, 0] = image.shape[1] - points[:, 0]
         large, small, boxes, places = [], [], [], []
-        for _ in range(2):
+        for _ in range(recipe.views):
             box = random_box(image.shape[:2], recipe.crop_scale, rng)
             large.append(_crop(image, box, recipe.crop, rng))
             boxes.append([float(v) for v in box])
@@ -366,6 +373,10 @@ class CropBatches:
         margin, shift = rng.uniform(*self.recipe.margin), rng.uniform(-0.1, 0.1, 2)
         size = np.asarray(sample.image).shape[:2]
         return square_window(instance.box, size, margin, (float(shift[0]), float(shift[1])))
+
+
+def _stacked(crops: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
 def _keypoints_in(points: np.ndarray, box: list[float]) -> np.ndarray:
@@ -511,17 +522,21 @@ def match_loss(
     there: Tensor,  # [B, N] bool: which are there at all
     temperature: float,
 ) -> Tensor:
-    """Cross entropy of the softmax over an image's patches, by their cosine with one that has its place among them."""
-    most = int(there.sum(1).max())
-    if not most:
-        return (patches.sum() + others.sum()) * 0
-    # of each image only the patches that are there, and as many more as make the numbers equal
-    chosen = there.int().argsort(dim=1, descending=True)[:, :most, None]
-    looked_for = F.normalize(patches.float(), dim=-1).gather(1, chosen.expand(-1, -1, patches.shape[-1]))
-    scores = looked_for @ F.normalize(others.float(), dim=-1).transpose(1, 2)
-    costs = distillation(scores, wanted.gather(1, chosen.expand(-1, -1, wanted.shape[-1])), temperature)
-    counts = there.gather(1, chosen[..., 0]).to(costs)
-    return (costs * counts).sum() / counts.sum()
+    """Cross entropy of the softmax over an image's patches, by their cosine with one that has its place among them.
+
+    Mean over the patches that are there; 0 if there are none.
+    """
+    looked_for = F.normalize(patches.float(), dim=-1) / temperature
+    cells = F.normalize(others.float(), dim=-1)
+    # as the shares sum to 1; less to hold than the logarithm of the softmax
+    costs = (looked_for @ cells.transpose(1, 2)).logsumexp(-1) - (looked_for * (wanted @ cells)).sum(-1)
+    return torch.where(there, costs, 0).sum() / there.sum().clamp_min(1)
+
+
+def foremost(chosen: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Of values ``(B, N, C)`` those that are chosen, ``(B, N)``: ``(B, M, C)``, M the most of an image; then others."""
+    order = chosen.int().argsort(dim=1, descending=True)[:, : int(chosen.sum(1).max()), None]
+    return tuple(value.gather(1, order.expand(-1, -1, value.shape[-1])) for value in values)
 
 
 def cell_weights(places: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -549,10 +564,11 @@ def common_keypoints(keypoints: Tensor, partner: Tensor) -> tuple[Tensor, Tensor
 
 
 def nearest_places(places: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares ``(B, N, N)`` of the partner's patches in each patch's counterpart, and which have one, ``(B, N)`` bool.
+    """Shares ``(B, M, N)`` of the partner's patches in each patch's counterpart, and which have one, ``(B, M)`` bool.
 
     Args:
-        places, partner: ``(B, N, 4)`` on the category's shape, the last 1 for patches that show the object.
+        places, partner: ``(B, M, 4)`` and ``(B, N, 4)`` on the category's shape, the last 1 for patches that show the
+            object.
     """
     distance = torch.cdist(places[..., :3], partner[..., :3])
     distance = distance.masked_fill(partner[:, None, :, 3] == 0, torch.inf)
@@ -581,6 +597,9 @@ class DinoTask(Task):
             )
         if recipe.in_groups and self.batch_size % recipe.group:
             raise InputError(f"{self.batch_size} images a step", f"use a multiple of {recipe.group}")
+        within = recipe.cls_weight or recipe.koleo or recipe.patch_weight or recipe.match_weight
+        if within and recipe.views != 2:
+            raise InputError(f"{recipe.views} large crops", "crops of an image are compared in twos: use 2")
         self._held: list[Any] | None = None
 
     @classmethod
@@ -633,11 +652,18 @@ class DinoTask(Task):
     def _continue_from(self, student: nn.Module, folder: Path) -> None:
         given = folder / "dino" if (folder / "dino").is_dir() else folder
         loaded = load_dino(given)
-        if loaded.config != self.network_config:
+        wanted = self.network_config
+        if replace(loaded.config, depth=wanted.depth) != wanted or loaded.config.depth > wanted.depth:
             raise WeightsError(
                 f"{folder}: a network of other sizes", f"give the export of preset {self.options.preset}"
             )
-        student.load_state_dict({name: value.float() for name, value in loaded.state_dict().items()})
+        own = {name: value.float() for name, value in loaded.state_dict().items()}
+        student.load_state_dict({**student.state_dict(), **own})
+        # blocks that it does not have come last, and add nothing at first
+        for block in student.blocks[loaded.config.depth :]:  # type: ignore[index]
+            for layer in (block.attn.proj, block.mlp.fc2):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     @override
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -707,24 +733,25 @@ class DinoTask(Task):
             spread = (koleo_loss(seen.cls[:count]) + koleo_loss(seen.cls[count:])) / 2
             loss = loss + recipe.koleo * spread
             metrics["koleo"] = spread.detach()
-        # where each patch of a large crop is in the other one
-        places, inside = places_in(boxes, boxes.roll(count, 0), seen.grid)
-        shares = cell_weights(places, seen.grid)
-        if recipe.patch_weight:
-            dense = self._patch_loss(seen, taught, shares, inside, step, frozen)
-            loss = loss + recipe.patch_weight * dense
-            metrics["patch"] = dense.detach()
-        if recipe.match_weight:
-            swapped = seen.patches.roll(count, 0)
-            found = match_loss(seen.patches, swapped, shares, inside, recipe.match_temperature)
-            loss = loss + recipe.match_weight * found
-            metrics["match"] = found.detach()
+        if recipe.patch_weight or recipe.match_weight:
+            # where each patch of a large crop is in the other one
+            places, inside = places_in(boxes, boxes.roll(count, 0), seen.grid)
+            shares = cell_weights(places, seen.grid)
+            if recipe.patch_weight:
+                dense = self._patch_loss(seen, taught, shares, inside, step, frozen)
+                loss = loss + recipe.patch_weight * dense
+                metrics["patch"] = dense.detach()
+            if recipe.match_weight:
+                swapped = seen.patches.roll(count, 0)
+                found = match_loss(seen.patches, swapped, shares, inside, recipe.match_temperature)
+                loss = loss + recipe.match_weight * found
+                metrics["match"] = found.detach()
         if recipe.keypoint_weight:
-            named = self._keypoint_loss(seen, batch["keypoints"])
+            named = self._keypoint_loss(seen, batch["keypoints"], generator)
             loss = loss + recipe.keypoint_weight * named
             metrics["keypoints"] = named.detach()
         if recipe.shape_weight:
-            placed = self._shape_loss(seen, batch["places"])
+            placed = self._shape_loss(seen, batch["places"], generator)
             loss = loss + recipe.shape_weight * placed
             metrics["shape"] = placed.detach()
         return loss, metrics
@@ -752,7 +779,7 @@ class DinoTask(Task):
         entropy = -(targets.mean(0) * targets.mean(0).clamp_min(1e-9).log()).sum()
         return loss, {"cls": loss.detach(), "prototypes": entropy.exp()}
 
-    def _keypoint_loss(self, seen: Any, keypoints: Tensor) -> Tensor:
+    def _keypoint_loss(self, seen: Any, keypoints: Tensor, generator: torch.Generator) -> Tensor:
         """The patches that hold a keypoint, to be found in the images of other objects of the category."""
         rows, columns = seen.grid
         cells = (keypoints[..., 1] * rows).long().clamp(0, rows - 1) * columns
@@ -763,17 +790,22 @@ class DinoTask(Task):
             places, there = common_keypoints(keypoints, partners(keypoints, self._recipe.group, step))
             return cell_weights(places, seen.grid), there
 
-        return self._found_in_group(seen, patches, wanted)
+        return self._found_in_group(seen, patches, wanted, generator)
 
-    def _shape_loss(self, seen: Any, places: Tensor) -> Tensor:
+    def _shape_loss(self, seen: Any, places: Tensor, generator: torch.Generator) -> Tensor:
         """The patches of objects, to be found at their places on other objects of the category."""
         group = self._recipe.group
+        shown, patches = foremost(places[..., 3] > 0, places, seen.patches)
         return self._found_in_group(
-            seen, seen.patches, lambda step: nearest_places(places, partners(places, group, step))
+            seen, patches, lambda step: nearest_places(shown, partners(places, group, step)), generator
         )
 
     def _found_in_group(
-        self, seen: Any, patches: Tensor, wanted: Callable[[int], tuple[Tensor, Tensor]]
+        self,
+        seen: Any,
+        patches: Tensor,
+        wanted: Callable[[int], tuple[Tensor, Tensor]],
+        generator: torch.Generator,
     ) -> Tensor:
         """Patches (B, N, C), to be found in the others of their group.
 
@@ -781,10 +813,12 @@ class DinoTask(Task):
             seen: tokens of the crops.
             patches: that are looked for.
             wanted: shares of the patches of the ``step``-th partner that they are at, and which are there at all.
+            generator: draws the partners.
         """
         group, temperature = self._recipe.group, self._recipe.match_temperature
+        drawn = torch.randperm(group - 1, generator=generator, device=generator.device) + 1
         terms, counts = [], []
-        for step in range(1, group):
+        for step in drawn[: self._recipe.compared or None].tolist():
             shares, there = wanted(step)
             others = partners(seen.patches, group, step)
             terms.append(match_loss(patches, others, shares, there, temperature))

@@ -175,6 +175,23 @@ def test_matches_cost_least_where_they_are() -> None:
     assert float(match_loss(others[:, :2], others, wanted, there & False, 0.05)) == 0
 
 
+def test_matches_cost_the_cross_entropy_of_a_softmax_over_cosines() -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches, others = (torch.randn(2, count, 6, generator=generator) for count in (5, 8))
+    wanted = torch.rand(2, 5, 8, generator=generator).softmax(-1)
+    there = torch.tensor([[True, False, True, True, False], [False, False, True, False, False]])
+    cosines = torch.nn.functional.cosine_similarity(patches[:, :, None], others[:, None], dim=-1)
+    costs = torch.nn.functional.cross_entropy(
+        (cosines / 0.07).flatten(0, 1), wanted.flatten(0, 1), reduction="none"
+    )
+    expected = costs[there.flatten()].mean()
+    torch.testing.assert_close(match_loss(patches, others, wanted, there, 0.07), expected)
+    # patches that are not there may be left away
+    fewer, shares, flags = training.foremost(there, patches, wanted, there[..., None])
+    assert fewer.shape[1] == 3 and flags[..., 0].sum(1).tolist() == [3, 1]
+    torch.testing.assert_close(match_loss(fewer, others, shares, flags[..., 0], 0.07), expected)
+
+
 def test_keypoints_are_found_in_the_partner_by_their_class() -> None:
     table = torch.zeros(4, 3, 3)
     table[0, 0] = torch.tensor([0.1, 0.2, 5.0])
@@ -201,9 +218,29 @@ def test_groups_are_different_objects_of_one_category() -> None:
     assert torch.isfinite(loss) and float(metrics["keypoints"]) > 0
     with pytest.raises(InputError, match="multiple"):
         task(replace(recipe, batch=3))
+    with pytest.raises(InputError, match="1 large crops"):
+        task(replace(recipe, views=1))
     rendered = DinoTask.from_options(TaskOptions(preset="mini-keypoints"))
     with pytest.raises(InputError, match="rendered"):
         rendered.batches()[0]
+
+
+def test_an_image_is_compared_with_some_of_its_group() -> None:
+    def cost(compared: int, seed: int) -> float:
+        recipe = replace(
+            TINY, batch=4, views=1, locals=0, cls_weight=0.0, koleo=0.0, keypoint_weight=1.0, patch_weight=0.0,
+            match_weight=0.0, flip=False, objects=1.0, compared=compared,
+        )  # fmt: skip
+        run = task(recipe)
+        torch.manual_seed(0)
+        run.build()
+        batch = run.batches()[0]
+        assert len(batch["large"]) == len(batch["boxes"]) == len(batch["keypoints"]) == 4
+        return run.loss(batch, 0, torch.Generator().manual_seed(seed))[0].item()
+
+    assert cost(0, 0) == pytest.approx(cost(3, 1), rel=1e-5)
+    ones = {round(cost(1, seed), 5) for seed in range(12)}
+    assert len(ones) == 3 and min(ones) < cost(0, 0) < max(ones)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -239,6 +276,14 @@ def test_exports_load_as_a_pipeline_and_go_on(tmp_path: Path) -> None:
     assert torch.equal(model["student"].cls_token.half(), network.cls_token)  # type: ignore[index, union-attr]
     with pytest.raises(WeightsError, match="sizes"):
         task(replace(TINY, width=32), init=tmp_path).build()
+    with pytest.raises(WeightsError, match="sizes"):
+        task(replace(TINY, depth=1), init=tmp_path).build()
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shallow, deep = (
+        task(replace(TINY, depth=depth), init=tmp_path).build()["student"](pixels)[0].all  # type: ignore[index]
+        for depth in (2, 4)
+    )
+    torch.testing.assert_close(deep, shallow)
 
 
 def test_pairs_are_of_different_scenes_and_one_category() -> None:
