@@ -10,6 +10,9 @@ import numpy as np
 from vision3d.errors import InputError, ResourceError
 from vision3d.io.photo import Photo
 
+REMBG_MODEL = "isnet-general-use"
+"""IS-Net (Qin et al., 2022; Apache 2.0); rembg's own choice may not be used commercially."""
+
 
 def read_mask(path: str | Path) -> np.ndarray:
     """(H, W) bool of a picture, white (or opaque, where it has transparency) inside.
@@ -38,7 +41,7 @@ def object_mask(photo: Photo, source: str = "auto", device: str = "auto") -> np.
 
     Raises:
         InputError: a mask of another size, or an empty one.
-        ResourceError: nothing is installed that could find the object.
+        ResourceError: nothing is installed that could find the object, or its model is missing.
     """
     if source == "auto":
         mask = photo.alpha > 0.5 if photo.alpha is not None else _by_rembg(photo)
@@ -68,12 +71,20 @@ def _as_point(text: str) -> tuple[float, float] | None:
 def _by_rembg(photo: Photo) -> np.ndarray:
     try:
         import rembg
-    except ImportError as error:
+    except (ImportError, SystemExit) as error:  # it exits where there is no onnxruntime
         raise ResourceError(
             f"no mask for {photo.name}, and rembg, which could find its object, is not installed",
-            "give masks with --mask-a and --mask-b, or pip install rembg",
+            "give masks with --mask-a and --mask-b, or pip install 'rembg[cpu]'",
         ) from error
-    found = np.asarray(rembg.remove(photo.to_pil(), only_mask=True))
+    try:
+        session = rembg.new_session(REMBG_MODEL)
+        found = np.asarray(rembg.remove(photo.to_pil(), only_mask=True, session=session))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ResourceError(
+            f"no mask for {photo.name}: rembg cannot use its model {REMBG_MODEL} ({reason})",
+            f"give masks with --mask-a and --mask-b, or run `rembg d {REMBG_MODEL}` where there is a network",
+        ) from error
     return (found if found.ndim == 2 else found[..., 0]) > 127
 
 
