@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,6 +109,8 @@ def calibrate(
 
     if poses is not None and export is None:
         raise InputError("poses without a place to write them", "give --export colmap or --export nerfstudio")
+    if poses == "colmap" and not shared and focal is None:
+        raise InputError("COLMAP is given one camera", "add --shared")
     total = check_run(inputs, out, recursive=recursive, batch_size=batch_size, memory=memory)
     options = CalibrationOptions(
         steps=steps,
@@ -287,7 +290,7 @@ def export_cameras(
     import json
 
     from vision3d.camera import Intrinsics
-    from vision3d.io.colmap import write_cameras, write_images
+    from vision3d.io.colmap import write_model
     from vision3d.io.transforms import write_transforms
 
     folders = {outcome.name: outcome.folder for outcome in summary.outcomes if outcome.folder is not None}
@@ -303,17 +306,24 @@ def export_cameras(
         )
         cameras = {name: cameras[name] for name in where}
     if kind == "colmap":
-        write_cameras(summary.out / "cameras.txt", list(cameras.values()))
-        if where is not None:
-            names = [labels[name] for name in where]
-            write_images(
-                summary.out / "images.txt", names, list(where.values()), list(range(1, len(names) + 1))
-            )
+        names = names_for_colmap(labels)
+        placed = None if where is None else {names[name]: pose for name, pose in where.items()}
+        write_model(summary.out, {names[name]: camera for name, camera in cameras.items()}, placed)
     else:
         placed = None if where is None else {labels[name]: pose for name, pose in where.items()}
         write_transforms(
             summary.out / "transforms.json", {labels[name]: c for name, c in cameras.items()}, placed
         )
+
+
+def names_for_colmap(labels: Mapping[str, str]) -> dict[str, str]:
+    """Paths relative to the folder that holds all the photographs, with /, by the names of the results."""
+    paths = {name: Path(label) for name, label in labels.items()}
+    try:
+        root = os.path.commonpath([path.parent for path in paths.values()])
+        return {name: path.relative_to(root).as_posix() for name, path in paths.items()}
+    except ValueError:  # some absolute, some not, or on several drives
+        return dict(labels)
 
 
 def find_poses(

@@ -10,7 +10,7 @@ import pytest
 
 from vision3d.camera import Intrinsics, look_at
 from vision3d.errors import InputError
-from vision3d.io.colmap import read_cameras, read_images, write_cameras, write_images
+from vision3d.io.colmap import read_cameras, read_images, write_model
 from vision3d.io.transforms import read_transforms, write_transforms
 
 CAMERAS = {"a.jpg": Intrinsics(500.5, 501, 320, 240, 640, 480), "b.jpg": Intrinsics(90, 91, 32, 24, 64, 48)}
@@ -18,11 +18,12 @@ POSES = {"a.jpg": np.eye(4), "b.jpg": look_at([1.0, -0.4, 0.2], [0, 0, 5])}
 
 
 def test_colmap_text_models(tmp_path: Path) -> None:
-    write_cameras(tmp_path / "cameras.txt", list(CAMERAS.values()))
+    write_model(tmp_path, CAMERAS, POSES)
     assert list(read_cameras(tmp_path / "cameras.txt").values()) == list(CAMERAS.values())
-    line = (tmp_path / "cameras.txt").read_text().splitlines()[-1]
-    assert line == "2 PINHOLE 64 48 90.0 91.0 32.0 24.0"
-    write_images(tmp_path / "images.txt", list(POSES), list(POSES.values()), [1, 2])
+    lines = (tmp_path / "cameras.txt").read_text().splitlines()
+    assert lines[-2:] == ["# 2: b.jpg", "2 PINHOLE 64 48 90.0 91.0 32.0 24.0"]
+    # COLMAP opens no model without a list of points
+    assert all(line.startswith("#") for line in (tmp_path / "points3D.txt").read_text().splitlines())
     images = read_images(tmp_path / "images.txt")
     for name, pose in POSES.items():
         np.testing.assert_allclose(images[name][0], pose, atol=1e-12)
@@ -30,6 +31,17 @@ def test_colmap_text_models(tmp_path: Path) -> None:
     row = next(r for r in (tmp_path / "images.txt").read_text().splitlines() if r.endswith("b.jpg")).split()
     rotation, centre = POSES["b.jpg"][:3, :3], POSES["b.jpg"][:3, 3]
     np.testing.assert_allclose([float(v) for v in row[5:8]], -rotation.T @ centre, atol=1e-12)
+
+
+def test_equal_cameras_are_one(tmp_path: Path) -> None:
+    write_model(tmp_path, {"b.jpg": CAMERAS["b.jpg"], **CAMERAS, "c.jpg": CAMERAS["a.jpg"]}, POSES)
+    assert len(read_cameras(tmp_path / "cameras.txt")) == 2
+    assert {name: camera for name, (_, camera) in read_images(tmp_path / "images.txt").items()} == {
+        "a.jpg": 2,
+        "b.jpg": 1,
+    }
+    write_model(tmp_path / "alone", CAMERAS)
+    assert [file.name for file in (tmp_path / "alone").iterdir()] == ["cameras.txt"]
 
 
 def test_other_models_and_damage_are_named(tmp_path: Path) -> None:

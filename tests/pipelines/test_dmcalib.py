@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vision3d.backbone.loading import empty_weights
-from vision3d.camera import Intrinsics
+from vision3d.camera import Intrinsics, invert_pose
 from vision3d.cli import main
 from vision3d.errors import InputError, WeightsError
-from vision3d.io.colmap import read_cameras
+from vision3d.io.colmap import read_cameras, read_images
 from vision3d.io.transforms import read_transforms
 from vision3d.pipelines.dmcalib import DMCalib
 from vision3d.pipelines.dmcalib.camera_image import angles_to_channels, encode_angles, encode_camera_image
@@ -433,7 +433,7 @@ def test_shared_cameras_and_exports(folder: Path, tmp_path: Path, known_cameras,
     entries = [json.loads((out / str(i) / "camera.json").read_text()) for i in range(3)]
     assert len({e["fx"] for e in entries}) == 1 and entries[0]["shared_by"] == 3
     cameras = read_cameras(out / "cameras.txt")
-    assert len(cameras) == 3 and cameras[1].fx == entries[0]["fx"]
+    assert len(cameras) == 1 and cameras[1].fx == entries[0]["fx"]
     assert run(*base, "--export", "nerfstudio", capsys=capsys)[0] == 0
     transforms = read_transforms(out / "transforms.json")
     assert len(transforms) == 3
@@ -461,13 +461,21 @@ def test_poses_of_overlapping_photographs_are_exported(
         Image.fromarray(view).save(photos / f"{i}.png")
     out = tmp_path / "out"
     base = ("calibrate", photos, "--out", out, "--weights", folder, "--quiet")
-    code, _, err = run(*base, "--poses", "opencv", capsys=capsys)
-    assert code == 2 and "--export" in err
+    for wrong, said in (
+        (("--poses", "opencv"), "--export"),
+        (("--poses", "colmap", "--export", "colmap"), "--shared"),
+    ):
+        code, _, err = run(*base, *wrong, capsys=capsys)
+        assert code == 2 and said in err and not out.exists()
     assert run(*base, "--export", "nerfstudio", "--poses", "opencv", capsys=capsys)[0] == 0
     (_, first), (_, second) = read_transforms(out / "transforms.json").values()
     np.testing.assert_allclose(first, np.eye(4), atol=1e-12)
     step = second[:3, 3] / np.linalg.norm(second[:3, 3])
     assert step[0] > 0.95  # to the right
+    assert run(*base, "--export", "colmap", "--poses", "opencv", capsys=capsys)[0] == 0
+    images = read_images(out / "images.txt")
+    assert list(images) == ["0.png", "1.png"] and (out / "points3D.txt").exists()
+    np.testing.assert_allclose(images["1.png"][0], invert_pose(first) @ second, atol=1e-6)
 
 
 def test_measure_reads_results_and_photographs(folder: Path, tmp_path: Path, known_cameras, capsys) -> None:

@@ -1,4 +1,4 @@
-"""COLMAP's text model: cameras.txt, images.txt.
+"""COLMAP's text model: cameras.txt, images.txt, points3D.txt.
 
 COLMAP puts pixel centres at +0.5, as this library does; its poses are world-to-camera.
 """
@@ -17,16 +17,51 @@ from vision3d.io.files import atomic_write_bytes
 _HEAD = "# Camera list with one line of data per camera:\n#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n"
 
 
-def write_cameras(path: Path, cameras: Sequence[Intrinsics]) -> None:
-    """Write ``cameras.txt`` with PINHOLE cameras (fx fy cx cy), numbered from 1.
+def write_model(
+    folder: Path,
+    cameras: Mapping[str, Intrinsics],
+    poses: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write a model that COLMAP opens: ``cameras.txt``, and with poses ``images.txt`` and an empty ``points3D.txt``.
+
+    Args:
+        folder: for the files.
+        cameras: of the images by their names, which are paths relative to the images' folder; PINHOLE. Equal ones are
+            written once; a comment names the images of each.
+        poses: (4, 4) camera-to-world by the same names, OpenCV axes.
 
     Raises:
         OutputError: it cannot be written.
     """
-    lines = [_HEAD + f"# Number of cameras: {len(cameras)}"]
-    for number, camera in enumerate(cameras, 1):
+    numbers = {camera: number for number, camera in enumerate(dict.fromkeys(cameras.values()), 1)}
+    lines = [_HEAD + f"# Number of cameras: {len(numbers)}"]
+    for camera, number in numbers.items():
+        lines += [f"# {number}: {name}" for name, own in cameras.items() if own == camera]
         values = " ".join(repr(float(value)) for value in (camera.fx, camera.fy, camera.cx, camera.cy))
         lines.append(f"{number} PINHOLE {camera.width} {camera.height} {values}")
+    _write(folder / "cameras.txt", lines)
+    if poses is not None:
+        _write(folder / "images.txt", _images(poses, {name: numbers[cameras[name]] for name in poses}))
+        _write(folder / "points3D.txt", ["#   POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[]"])
+
+
+def _images(poses: Mapping[str, np.ndarray], cameras: Mapping[str, int]) -> list[str]:
+    """Lines of ``images.txt`` without observed points."""
+    from scipy.spatial.transform import Rotation
+
+    lines = [
+        "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
+        "#   POINTS2D[] as (X, Y, POINT3D_ID)",
+    ]
+    for number, (name, pose) in enumerate(poses.items(), 1):
+        world_to_camera = invert_pose(pose)
+        x, y, z, w = Rotation.from_matrix(world_to_camera[:3, :3]).as_quat()
+        values = " ".join(repr(float(v)) for v in (w, x, y, z, *world_to_camera[:3, 3]))
+        lines += [f"{number} {values} {cameras[name]} {name}", ""]
+    return lines
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
     atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
@@ -56,34 +91,6 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
         except ValueError as error:
             raise InputError(f"{path}: damaged line {line!r}", "export the model as text again") from error
     return cameras
-
-
-def write_images(
-    path: Path, names: Sequence[str], poses: Sequence[np.ndarray], camera_ids: Sequence[int]
-) -> None:
-    """Write ``images.txt`` without observed points.
-
-    Args:
-        path: of the file.
-        names: of the images.
-        poses: (4, 4) camera-to-world, OpenCV axes.
-        camera_ids: which camera took each.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    from scipy.spatial.transform import Rotation
-
-    lines = [
-        "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
-        "#   POINTS2D[] as (X, Y, POINT3D_ID)",
-    ]
-    for number, (name, pose, camera) in enumerate(zip(names, poses, camera_ids, strict=True), 1):
-        world_to_camera = invert_pose(pose)
-        x, y, z, w = Rotation.from_matrix(world_to_camera[:3, :3]).as_quat()
-        values = " ".join(repr(float(v)) for v in (w, x, y, z, *world_to_camera[:3, 3]))
-        lines += [f"{number} {values} {camera} {name}", ""]
-    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def read_images(path: Path) -> Mapping[str, tuple[np.ndarray, int]]:
