@@ -8,8 +8,8 @@ A run may be killed at any moment, and several may share an output folder, also 
 is either whole or absent, and made by the one run that has claimed it. What a killed run left is done by the next;
 what another living run has claimed is left to it, and looked at again in the end.
 
-What runs where is the engine's business (:class:`Engine`). :class:`LocalEngine` works in this process; an
-engine for many machines has to apply the same picklable :class:`Worker` to the same batches.
+What runs where is the engine's business (:mod:`vision3d.engines`): every one applies the same picklable
+:class:`Worker` to the same batches.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from vision3d.engines import Engine, LocalEngine
 from vision3d.errors import InputError, OutputError, ResourceError, Vision3DError, WeightsError
 from vision3d.memory import BackOff, is_out_of_memory
 from vision3d.progress import Progress, progress, say, show_traceback, warn
@@ -140,26 +141,6 @@ class RunSummary:
         return "\n".join([f"{counts} in {self.seconds:.1f} s{place}", *lines])
 
 
-class Engine(Protocol):
-    """Applies a worker to batches of jobs, here or elsewhere."""
-
-    def map(
-        self, worker: Callable[[list[Job]], list[Outcome]], batches: Iterable[list[Job]]
-    ) -> Iterator[list[Outcome]]:
-        """Outcomes of each batch as they come; ``batches`` is read no further ahead than memory allows."""
-
-
-class LocalEngine:
-    """One batch after the other in this process."""
-
-    def map(
-        self, worker: Callable[[list[Job]], list[Outcome]], batches: Iterable[list[Job]]
-    ) -> Iterator[list[Outcome]]:
-        """See :class:`Engine`."""
-        for batch in batches:
-            yield worker(batch)
-
-
 class Worker:
     """Processes and saves one batch after another; loads its method for the first.
 
@@ -202,7 +183,7 @@ def failure(name: str, label: str, error: Exception) -> Outcome:
     """The outcome of an image that could not be processed."""
     if isinstance(error, Vision3DError):
         # The label is named beside the reason already.
-        reason = str(error).removeprefix(f"{label}: ")
+        reason = str(error).removeprefix(label).removeprefix(":").strip()
         cause = error.__cause__
         stop = isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _DISK_IS_OUT
         return Outcome(name, label, "failed", reason=reason, error=error, stop=stop)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vision3d.engines import EngineName, engine_of
 from vision3d.errors import InputError
 from vision3d.progress import say
 from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
@@ -55,6 +56,7 @@ def calibrate(
     device: str = "auto",
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     memory: str = "auto",
+    engine: EngineName = "local",
     recursive: bool = False,
     overwrite: bool = False,
 ) -> RunSummary:
@@ -101,6 +103,7 @@ def calibrate(
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
         memory: budget such as 6.5G; networks that do not fit at once are loaded in turn.
+        engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
@@ -149,6 +152,7 @@ def calibrate(
         fingerprint=provenance.fingerprint,
         formats=formats if depth else (),
         batch_size=batch_size,
+        engine=engine_of(engine),
         overwrite=overwrite,
         total=total,
         description="cameras",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vision3d.engines import EngineName, engine_of
 from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def depth(
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     memory: str = "auto",
     text_encoder: str | None = None,
+    engine: EngineName = "local",
     recursive: bool = False,
     overwrite: bool = False,
 ) -> RunSummary:
@@ -65,6 +67,7 @@ def depth(
         memory: budget such as 6.5G; what does not fit at once is loaded in turn, batches are split and large
             images are tiled. Without one, that happens when memory runs out.
         text_encoder: folder or file of an OpenCLIP ViT-H/14 text tower, for a checkpoint that has none.
+        engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
@@ -96,6 +99,7 @@ def depth(
         fingerprint=provenance.fingerprint,
         formats=formats,
         batch_size=batch_size,
+        engine=engine_of(engine),
         overwrite=overwrite,
         total=total,
         description="depth",

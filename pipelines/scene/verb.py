@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vision3d.engines import EngineName, engine_of
 from vision3d.errors import InputError
 from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
@@ -39,6 +40,7 @@ def scene(
     device: str = "auto",
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     memory: str = "auto",
+    engine: EngineName = "local",
     recursive: bool = False,
     overwrite: bool = False,
 ) -> RunSummary:
@@ -70,6 +72,7 @@ def scene(
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
         memory: budget such as 6.5G for each method.
+        engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
@@ -102,6 +105,7 @@ def scene(
         out,
         fingerprint=provenance.fingerprint,
         formats=formats,
+        engine=engine_of(engine),
         overwrite=overwrite,
         total=total,
         description="scenes",

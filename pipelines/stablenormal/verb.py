@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vision3d.engines import EngineName, engine_of
 from vision3d.errors import InputError
 from vision3d.progress import say
 from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
@@ -53,6 +54,7 @@ def normals(
     device: str = "auto",
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     memory: str = "auto",
+    engine: EngineName = "local",
     recursive: bool = False,
     overwrite: bool = False,
 ) -> RunSummary:
@@ -98,6 +100,7 @@ def normals(
         device: auto, cpu, cuda, cuda:1 or mps.
         dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
         memory: budget such as 4G; what does not fit at once is loaded in turn.
+        engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
@@ -132,6 +135,11 @@ def normals(
         dtype=dtype_name(dtype, device),
     )
     options.check()
+    if options.stabilise and engine != "local":
+        raise InputError(
+            "frames of a video, each steadied by the one before, in several processes",
+            "give --stabilise 0 or --engine local",
+        )
     loader = Loader(
         weights,
         options,
@@ -156,6 +164,7 @@ def normals(
         fingerprint=provenance.fingerprint,
         formats=formats,
         batch_size=1 if options.stabilise else batch_size,
+        engine=engine_of(engine),
         overwrite=overwrite,
         total=total,
         description="normals",
