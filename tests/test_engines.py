@@ -78,3 +78,19 @@ def test_a_folder_comes_out_of_ray_as_it_does_here(tmp_path: Path, capsys: pytes
     for i in range(3):
         here, there = (np.load(tmp_path / engine / str(i) / "depth.npy") for engine in ("local", "ray"))
         np.testing.assert_allclose(here, there, atol=1e-4)
+
+
+def test_frames_that_depend_on_each_other_stay_in_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import cv2
+
+    from vision3d.cli import main
+
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for value in (80, 120):
+        film.write(np.full((48, 64, 3), value, np.uint8))
+    film.release()
+    command = ["normals", str(tmp_path / "film.avi"), "--out", str(tmp_path / "out"), "--weights", "mini"]
+    assert main([*command, "--engine", "ray"]) == 2
+    assert "--stabilise 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
