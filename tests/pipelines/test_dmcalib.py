@@ -391,7 +391,7 @@ def test_calibrate_writes_cameras_and_metric_depth(
     folder: Path, tmp_path: Path, known_cameras, capsys
 ) -> None:
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA405] = 28  # focal length as on 35 mm film
+    exif[0x8769] = {0xA405: 28}  # focal length as on 35 mm film
     photograph(tmp_path / "a.jpg", exif=exif, quality=95)
     photograph(tmp_path / "b.png", seed=1)
     out = tmp_path / "out"

@@ -17,15 +17,11 @@ def distorted_picture(
 ) -> np.ndarray:
     """A Camera Image of a distorted camera; the rays are OpenCV's."""
     pixels = camera.pixel_centres().reshape(-1, 1, 2) - 0.5
-    rays = cv2.undistortPoints(
-        pixels,
-        camera.K_integer_centres,
-        np.array([k1, k2, 0, 0]),
-        None,
-        None,
-        None,
-        (cv2.TERM_CRITERIA_COUNT, 60, 0),
-    )
+    lens, criteria = (camera.K_integer_centres, np.array([k1, k2, 0, 0])), (cv2.TERM_CRITERIA_COUNT, 60, 0)
+    if hasattr(cv2, "undistortPointsIter"):  # OpenCV 4
+        rays = cv2.undistortPointsIter(pixels, *lens, None, None, criteria)
+    else:
+        rays = cv2.undistortPoints(pixels, *lens, criteria=criteria)
     x, y = rays.reshape(camera.height, camera.width, 2).transpose(2, 0, 1)
     angles = np.stack([np.arctan(x), np.pi / 2 - np.arctan(y / np.hypot(1, x))])
     picture = (angles_to_channels(angles) + 1) / 2
