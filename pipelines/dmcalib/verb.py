@@ -112,8 +112,8 @@ def calibrate(
 
     if poses is not None and export is None:
         raise InputError("poses without a place to write them", "give --export colmap or --export nerfstudio")
-    if poses == "colmap" and not shared and focal is None:
-        raise InputError("COLMAP is given one camera", "add --shared")
+    if poses == "colmap":
+        need_one_camera(shared or focal is not None)
     total = check_run(inputs, out, recursive=recursive, batch_size=batch_size, memory=memory)
     options = CalibrationOptions(
         steps=steps,
@@ -309,15 +309,19 @@ def export_cameras(
             method, [ref for ref in refs if ref.name in folders], cameras, folders, summary.out
         )
         cameras = {name: cameras[name] for name in where}
+    names = names_for_colmap(labels) if kind == "colmap" else labels
+    named = {names[name]: camera for name, camera in cameras.items()}
+    placed = None if where is None else {names[name]: pose for name, pose in where.items()}
     if kind == "colmap":
-        names = names_for_colmap(labels)
-        placed = None if where is None else {names[name]: pose for name, pose in where.items()}
-        write_model(summary.out, {names[name]: camera for name, camera in cameras.items()}, placed)
+        write_model(summary.out, named, placed)
     else:
-        placed = None if where is None else {labels[name]: pose for name, pose in where.items()}
-        write_transforms(
-            summary.out / "transforms.json", {labels[name]: c for name, c in cameras.items()}, placed
-        )
+        write_transforms(summary.out / "transforms.json", named, placed)
+
+
+def need_one_camera(is_one: bool) -> None:
+    """COLMAP is given one camera for all photographs. Raises InputError."""
+    if not is_one:
+        raise InputError("COLMAP is given one camera", "add --shared")
 
 
 def names_for_colmap(labels: Mapping[str, str]) -> dict[str, str]:
@@ -350,8 +354,7 @@ def find_poses(
         paths = [ref.path for ref in refs if ref.path is not None]
         if len(paths) < len(refs) or len({path.parent for path in paths}) != 1:
             raise InputError("COLMAP needs image files of one folder", "copy them together")
-        if len({cameras[ref.name] for ref in refs}) != 1:
-            raise InputError("COLMAP is given one camera", "add --shared")
+        need_one_camera(len({cameras[ref.name] for ref in refs}) == 1)
         found = poses_by_colmap(paths, cameras[refs[0].name], out / "colmap")
         by_file = {ref.path.name: ref.name for ref in refs if ref.path is not None}
         return {by_file[file]: pose for file, pose in found.items()}
