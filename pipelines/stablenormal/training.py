@@ -87,6 +87,7 @@ class NormalsRecipe:
         steps: network calls of the refinement that the weights recommend.
         unnoised: share of refinement samples that are a first-stage prediction without noise at the first
             timestep, as the sampler's first call sees it.
+        own_branch: the refinement tunes an image branch of its own, as published; otherwise it uses the first stage's.
         dino: sizes of a DINO that is trained along; None takes the one given with the weights, frozen.
         dino_side: pixels of DINO's square.
         embedding: widths inside the semantic branch's embedding.
@@ -113,6 +114,7 @@ class NormalsRecipe:
     decoder_lr: float = 0.0
     steps: int = 10
     unnoised: float = 0.2
+    own_branch: bool = True
     dino: DinoConfig | None = None
     dino_side: int = 672
     embedding: tuple[int, ...] = (512,)
@@ -150,17 +152,20 @@ MINI = NormalsRecipe(
     warmup=100,
     ema=0.998,
 )
+FINE_MINI = replace(
+    MINI,
+    crops=((112, 152, 4), (112, 112, 5), (48, 152, 9), (112, 152, 4), (112, 88, 7)),
+    processing_resolution=144,
+)
 FULL = NormalsRecipe(crops=((576, 768, 32),), lr=3e-5)
 PRESETS = {
     "mini": MINI,
     # a narrower new UNet in both stages, for priors that know nothing of geometry
     "mini-narrow": replace(MINI, channels=(32, 40, 40, 40), lr=1.5e-3),
     # last leg of the mini: more of each photograph, from the first's export
-    "mini-fine": replace(
-        MINI,
-        crops=((112, 152, 4), (112, 112, 5), (48, 152, 9), (112, 152, 4), (112, 88, 7)),
-        processing_resolution=144,
-    ),
+    "mini-fine": FINE_MINI,
+    # likewise, for a refinement that is stored without an image branch
+    "mini-fine-shared": replace(FINE_MINI, own_branch=False),
     "full": FULL,
     # the prompt-free line (NiRNE): the image latent in place of noise, zeros in place of text, t = 0
     "full-v1": replace(FULL, line="v1", t_start=0, shrinkage=0.0, steps=2),
@@ -434,11 +439,12 @@ class RefineTask(NormalsTask):
         self.controlnet: Any = trainable(loaded["controlnet"])
         first = loaded.get("refine_unet")
         branch = loaded.get("refine_controlnet")
-        if first is not None and branch is not None:
-            self.refine_unet: Any = trainable(first)
-            self.refine_controlnet: Any = trainable(branch)
+        again = first is not None and branch is not None
+        self.refine_unet: Any = trainable(first) if again else _copy(self.unet)
+        if not recipe.own_branch:
+            self.refine_controlnet: Any = self.controlnet
         else:
-            self.refine_unet, self.refine_controlnet = _copy(self.unet), _copy(self.controlnet)
+            self.refine_controlnet = trainable(branch) if again else _copy(self.controlnet)
         self.dino: Any = self._prior(loaded)
         semantic = loaded.get("dino_controlnet")
         self.dino_controlnet: Any = (
@@ -447,11 +453,10 @@ class RefineTask(NormalsTask):
             else semantic_branch_of(self.refine_unet, self.dino.config.width, recipe.embedding)
         )
         self.checkpoints(self.refine_unet, self.refine_controlnet, self.dino_controlnet)
-        parts: dict[str, nn.Module] = {
-            "refine_unet": self.refine_unet,
-            "refine_controlnet": self.refine_controlnet,
-            "dino_controlnet": self.dino_controlnet,
-        }
+        parts: dict[str, nn.Module] = {"refine_unet": self.refine_unet}
+        if recipe.own_branch:
+            parts["refine_controlnet"] = self.refine_controlnet
+        parts["dino_controlnet"] = self.dino_controlnet
         self.classifier: nn.Linear | None = None
         if recipe.dino is not None:
             parts["dino"] = self.dino

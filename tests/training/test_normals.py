@@ -103,6 +103,23 @@ def test_the_loss_reaches_every_trained_tensor(first: Path, world) -> None:
     assert all(p.grad is None for p in task.unet.parameters())
 
 
+def test_a_refinement_may_use_the_first_stages_image_branch(first: Path, tmp_path: Path, world) -> None:
+    task = RefineTask(replace(TINY, own_branch=False), world, TaskOptions(init=first))
+    trainer = Trainer(task, SETTINGS, tmp_path)
+    trainer.run()
+    trainer.export(tmp_path / "weights")
+    exported = [
+        (tmp_path / "weights" / name / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in ("controlnet", "refine_controlnet", "unet", "refine_unet")
+    ]
+    assert (
+        exported[0]
+        == exported[1]
+        == (first / "controlnet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    assert exported[2] != exported[3]
+
+
 def test_shrinkage_pulls_two_noises_together(world) -> None:
     task = YosoTask(replace(TINY, shrinkage=1.0), world, TaskOptions(init=EMBEDDED / "primedepth"))
     task.build()
