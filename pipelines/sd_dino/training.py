@@ -577,18 +577,26 @@ def nearest_places(places: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     return shares, there
 
 
+def _exported(folder: Path) -> Dino:
+    return load_dino(folder / "dino" if (folder / "dino").is_dir() else folder)
+
+
 class DinoTask(Task):
     """Student and teacher.
 
     Args:
         recipe: sizes and training.
         source: images with object ids and keypoints.
-        options: what the person set; ``init`` may hold an earlier export (``dino/``) to go on from.
+        options: what the person set; ``init`` may hold an earlier export (``dino/``) to go on from, all of whose
+            blocks are kept; the recipe may ask for more.
     """
 
     name: ClassVar[str] = "dino"
 
     def __init__(self, recipe: DinoRecipe, source: SampleSource, options: TaskOptions) -> None:
+        self._started = None if options.init is None else _exported(options.init)
+        if self._started is not None and self._started.config.depth > recipe.depth:
+            recipe = replace(recipe, depth=self._started.config.depth)
         self._recipe, self.source, self.options = recipe, source, options
         self.batch_size = options.batch_size or recipe.batch
         if recipe.crop % recipe.patch or recipe.local_crop % recipe.patch or recipe.table % recipe.patch:
@@ -637,8 +645,8 @@ class DinoTask(Task):
                 parts[f"{who}_{head}"] = PrototypeHead(
                     recipe.width, recipe.hidden, recipe.bottleneck, recipe.prototypes
                 )
-        if self.options.init is not None:
-            self._continue_from(parts["student"], self.options.init)
+        if self._started is not None:
+            self._continue_from(parts["student"], self._started)
         self.model = nn.ModuleDict(parts)
         for name in ("", "_cls_head", "_patch_head"):
             parts[f"teacher{name}"].load_state_dict(parts[f"student{name}"].state_dict())
@@ -649,13 +657,12 @@ class DinoTask(Task):
         self.model.register_buffer("followed", torch.zeros((), dtype=torch.int64))
         return self.model
 
-    def _continue_from(self, student: nn.Module, folder: Path) -> None:
-        given = folder / "dino" if (folder / "dino").is_dir() else folder
-        loaded = load_dino(given)
+    def _continue_from(self, student: nn.Module, loaded: Dino) -> None:
         wanted = self.network_config
-        if replace(loaded.config, depth=wanted.depth) != wanted or loaded.config.depth > wanted.depth:
+        if replace(loaded.config, depth=wanted.depth) != wanted:
             raise WeightsError(
-                f"{folder}: a network of other sizes", f"give the export of preset {self.options.preset}"
+                f"{self.options.init}: a network of other sizes",
+                f"give the export of preset {self.options.preset}",
             )
         own = {name: value.float() for name, value in loaded.state_dict().items()}
         student.load_state_dict({**student.state_dict(), **own})
