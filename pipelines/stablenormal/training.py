@@ -164,7 +164,7 @@ PRESETS = {
     "mini-narrow": replace(MINI, channels=(32, 40, 40, 40), lr=1.5e-3),
     # last leg of the mini: more of each photograph, from the first's export
     "mini-fine": FINE_MINI,
-    # likewise, for a refinement that is stored without an image branch
+    # likewise, for a refinement whose image branch is the first stage's and need not be stored again
     "mini-fine-shared": replace(FINE_MINI, own_branch=False),
     "full": FULL,
     # the prompt-free line (NiRNE): the image latent in place of noise, zeros in place of text, t = 0
@@ -441,9 +441,8 @@ class RefineTask(NormalsTask):
         branch = loaded.get("refine_controlnet")
         again = first is not None and branch is not None
         self.refine_unet: Any = trainable(first) if again else _copy(self.unet)
-        if not recipe.own_branch:
-            self.refine_controlnet: Any = self.controlnet
-        else:
+        self.refine_controlnet: Any = self.controlnet
+        if recipe.own_branch:
             self.refine_controlnet = trainable(branch) if again else _copy(self.controlnet)
         self.dino: Any = self._prior(loaded)
         semantic = loaded.get("dino_controlnet")
