@@ -80,6 +80,8 @@ class DinoRecipe:
         views: large crops per image; 1 will do where only images of a group are compared.
         group: images of a category that come together.
         compared: others of its group that an image is compared with in a step, drawn anew each time; 0 for all.
+        kept: share of a crop's patches that the student sees in three of four steps, those with keypoints and those of
+            the object first; where only images of a group are compared.
         match_temperature: of the softmax over the places.
         objects: share of the images that are cut around an object with keypoints; others are random squares.
         margin: smallest and largest side of that cut relative to the object.
@@ -121,6 +123,7 @@ class DinoRecipe:
     views: int = 2
     group: int = 4
     compared: int = 0
+    kept: float = 1.0
     match_temperature: float = 0.07
     objects: float = 0.0
     margin: tuple[float, float] = (1.1, 1.8)
@@ -196,6 +199,8 @@ PRESETS = {
     "mini-objects": OBJECTS_MINI,
     # three blocks more, which start as if they were not there
     "mini-objects-deep": replace(OBJECTS_MINI, depth=8),
+    # four more, at the same time a step
+    "mini-objects-deeper": replace(OBJECTS_MINI, depth=12, kept=0.56),
     # ViT-S/8 as published, except that the images are ours
     "full": DinoRecipe(
         width=384,
@@ -553,6 +558,18 @@ def partners(values: Tensor, group: int, step: int) -> Tensor:
     return values.unflatten(0, (-1, group)).roll(-step, 1).flatten(0, 1)
 
 
+def keypoint_cells(keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Indices ``(B, M)`` of the patches that hold keypoints ``(B, M, 3)``: x, y from 0 to 1 and class."""
+    rows, columns = grid
+    row = (keypoints[..., 1] * rows).long().clamp(0, rows - 1)
+    return row * columns + (keypoints[..., 0] * columns).long().clamp(0, columns - 1)
+
+
+def _those(values: Tensor, chosen: Tensor) -> Tensor:
+    """Of values ``(B, N, C)`` those with the indices ``(B, M)``."""
+    return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+
+
 def common_keypoints(keypoints: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     """Where each keypoint is in the image's partner, ``(B, M, 2)``, and which are there, ``(B, M)`` bool.
 
@@ -608,6 +625,8 @@ class DinoTask(Task):
         within = recipe.cls_weight or recipe.koleo or recipe.patch_weight or recipe.match_weight
         if within and recipe.views != 2:
             raise InputError(f"{recipe.views} large crops", "crops of an image are compared in twos: use 2")
+        if within and recipe.kept < 1:
+            raise InputError(f"{recipe.kept} of the patches", "crops of an image are compared whole: keep 1")
         self._held: list[Any] | None = None
 
     @classmethod
@@ -726,7 +745,10 @@ class DinoTask(Task):
         frozen = step < recipe.freeze_last
         count = len(large) // 2
         request = [Request(norm=True)]
-        seen = self._part("student")(large, request)[0]
+        keep = None
+        if recipe.kept < 1 and step % 4:
+            keep = self._drawn(batch, (recipe.crop // recipe.patch,) * 2, generator)
+        seen = self._part("student")(large, request, keep=keep)[0]
         taught = None
         if recipe.cls_weight or recipe.patch_weight:
             with torch.no_grad():
@@ -754,11 +776,12 @@ class DinoTask(Task):
                 loss = loss + recipe.match_weight * found
                 metrics["match"] = found.detach()
         if recipe.keypoint_weight:
-            named = self._keypoint_loss(seen, batch["keypoints"], generator)
+            named = self._keypoint_loss(seen, batch["keypoints"], generator, keep)
             loss = loss + recipe.keypoint_weight * named
             metrics["keypoints"] = named.detach()
         if recipe.shape_weight:
-            placed = self._shape_loss(seen, batch["places"], generator)
+            places = batch["places"] if keep is None else _those(batch["places"], keep)
+            placed = self._shape_loss(seen, places, generator)
             loss = loss + recipe.shape_weight * placed
             metrics["shape"] = placed.detach()
         return loss, metrics
@@ -786,16 +809,36 @@ class DinoTask(Task):
         entropy = -(targets.mean(0) * targets.mean(0).clamp_min(1e-9).log()).sum()
         return loss, {"cls": loss.detach(), "prototypes": entropy.exp()}
 
-    def _keypoint_loss(self, seen: Any, keypoints: Tensor, generator: torch.Generator) -> Tensor:
+    def _drawn(self, batch: Batch, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Indices (B, M) of the patches that the student is to see; those with keypoints are all among them."""
+        count = len(batch["large"])
+        order = torch.rand(count, grid[0] * grid[1], generator=generator, device=generator.device)
+        order = order.to(batch["large"].device)
+        if "places" in batch:
+            order = order + batch["places"][..., 3]
+        if "keypoints" in batch:
+            named = batch["keypoints"][..., 2] > 0
+            order = order.scatter_add(1, keypoint_cells(batch["keypoints"], grid), 2.0 * named)
+        return order.topk(max(KEYPOINTS, round(self._recipe.kept * grid[0] * grid[1])), dim=1).indices
+
+    def _keypoint_loss(
+        self, seen: Any, keypoints: Tensor, generator: torch.Generator, keep: Tensor | None = None
+    ) -> Tensor:
         """The patches that hold a keypoint, to be found in the images of other objects of the category."""
-        rows, columns = seen.grid
-        cells = (keypoints[..., 1] * rows).long().clamp(0, rows - 1) * columns
-        cells = cells + (keypoints[..., 0] * columns).long().clamp(0, columns - 1)
-        patches = seen.patches.gather(1, cells[..., None].expand(-1, -1, seen.patches.shape[-1]))
+        cells = keypoint_cells(keypoints, seen.grid)
+        if keep is not None:
+            cells = (keep[:, None] == cells[..., None]).int().argmax(-1)
+        patches = _those(seen.patches, cells)
 
         def wanted(step: int) -> tuple[Tensor, Tensor]:
-            places, there = common_keypoints(keypoints, partners(keypoints, self._recipe.group, step))
-            return cell_weights(places, seen.grid), there
+            group = self._recipe.group
+            places, there = common_keypoints(keypoints, partners(keypoints, group, step))
+            shares = cell_weights(places, seen.grid)
+            if keep is not None:
+                kept = partners(keep, group, step)[:, None].expand(-1, shares.shape[1], -1)
+                shares = shares.gather(2, kept)
+                shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-6)
+            return shares, there
 
         return self._found_in_group(seen, patches, wanted, generator)
 

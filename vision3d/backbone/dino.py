@@ -111,7 +111,7 @@ class GridTokens:
     """Tokens of a batch of images.
 
     Attributes:
-        patches: ``(B, h * w, C)``, row by row.
+        patches: ``(B, h * w, C)``, row by row; only those that were kept, where a pass kept some.
         prefix: ``(B, 1 + registers, C)``: class token, then registers.
         grid: (h, w).
         stride: pixels from one token to the next.
@@ -318,8 +318,12 @@ class Dino(nn.Module):
         pixels: Tensor,  # [B, 3, H, W], ImageNet-normalised
         requests: Sequence[Request] = (Request(norm=True),),
         stride: int | None = None,
+        keep: Tensor | None = None,  # [B, M] indices of patches
     ) -> list[GridTokens]:
         """Tokens for each request, from one pass that ends at the last block that is needed.
+
+        With ``keep`` the blocks see these patches alone, each at its place (Liu et al., "PatchDropout", 2022): for
+        training, whose cost falls with them.
 
         Raises:
             InputError: no such layer or facet, or an image smaller than a patch.
@@ -327,6 +331,10 @@ class Dino(nn.Module):
         wanted = [replace(r, layer=self._block(r)) for r in requests]
         last = max(r.layer for r in wanted)
         x, grid = self.embed(pixels, stride)
+        special = 1 + self.config.registers
+        if keep is not None:
+            kept = x[:, special:].gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+            x = torch.cat([x[:, :special], kept], dim=1)
         found: dict[Request, Tensor] = {}
         for index, block in enumerate(self.blocks):
             here = [r for r in wanted if r.layer == index]
@@ -341,7 +349,6 @@ class Dino(nn.Module):
             if index == last:
                 break
         patch = self.config.patch
-        special = 1 + self.config.registers
         return [
             GridTokens(found[r][:, special:], found[r][:, :special], grid, stride or patch, patch)
             for r in wanted
