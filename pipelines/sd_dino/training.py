@@ -811,15 +811,16 @@ class DinoTask(Task):
 
     def _drawn(self, batch: Batch, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Indices (B, M) of the patches that the student is to see; those with keypoints are all among them."""
-        count = len(batch["large"])
-        order = torch.rand(count, grid[0] * grid[1], generator=generator, device=generator.device)
+        count, cells = len(batch["large"]), grid[0] * grid[1]
+        order = torch.rand(count, cells, generator=generator, device=generator.device)
         order = order.to(batch["large"].device)
         if "places" in batch:
             order = order + batch["places"][..., 3]
         if "keypoints" in batch:
             named = batch["keypoints"][..., 2] > 0
             order = order.scatter_add(1, keypoint_cells(batch["keypoints"], grid), 2.0 * named)
-        return order.topk(max(KEYPOINTS, round(self._recipe.kept * grid[0] * grid[1])), dim=1).indices
+        fewest = min(KEYPOINTS, cells)
+        return order.topk(max(fewest, round(self._recipe.kept * cells)), dim=1).indices
 
     def _keypoint_loss(
         self, seen: Any, keypoints: Tensor, generator: torch.Generator, keep: Tensor | None = None

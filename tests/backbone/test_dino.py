@@ -149,6 +149,22 @@ def test_a_pass_ends_at_the_last_block_that_is_needed(network, images):
             hook.remove()
 
 
+def test_a_pass_may_keep_some_patches_at_their_places(network, images):
+    pixels = normalise(images)
+    whole = network(pixels)[0]
+    count = whole.patches.shape[1]
+    order = torch.stack(
+        [torch.randperm(count, generator=torch.Generator().manual_seed(i)) for i in range(len(images))]
+    )
+    mixed = network(pixels, keep=order)[0]
+    expected = whole.patches.gather(1, order[..., None].expand(-1, -1, whole.patches.shape[-1]))
+    torch.testing.assert_close(mixed.patches, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixed.prefix, whole.prefix, atol=1e-5, rtol=1e-4)
+    fewer = network(pixels, keep=order[:, :3])[0]
+    assert fewer.patches.shape[1] == 3 and fewer.grid == whole.grid
+    assert not torch.allclose(fewer.patches, expected[:, :3], atol=1e-3)
+
+
 def test_batches_and_images_give_the_same(network, images):
     whole = network.features(images, layer=-2)
     split = network.features(images, layer=-2, batch_size=1)

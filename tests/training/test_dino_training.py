@@ -243,6 +243,46 @@ def test_an_image_is_compared_with_some_of_its_group() -> None:
     assert len(ones) == 3 and min(ones) < cost(0, 0) < max(ones)
 
 
+def test_a_share_of_the_patches_holds_the_keypoints_and_then_the_object() -> None:
+    recipe = replace(
+        TINY, crop=64, table=64, batch=4, views=1, locals=0, cls_weight=0.0, koleo=0.0, keypoint_weight=1.0,
+        patch_weight=0.0, match_weight=0.0, objects=1.0, crop_scale=(0.99, 1.0), kept=0.5,
+    )  # fmt: skip
+    run = task(recipe)
+    torch.manual_seed(0)
+    run.build()
+    batch = run.batches()[0]
+    generator = torch.Generator().manual_seed(0)
+    batch["places"] = torch.zeros(4, 64, 4)
+    batch["places"][:, 20:30, 3] = 1
+    keep = run._drawn(batch, (8, 8), generator)
+    assert keep.shape == (4, 32) and all(len(set(row.tolist())) == 32 for row in keep)
+    cells = training.keypoint_cells(batch["keypoints"], (8, 8))
+    named = batch["keypoints"][..., 2] > 0
+    for row, wanted, there in zip(keep, cells, named, strict=True):
+        assert set(wanted[there].tolist()) <= set(row.tolist()) and set(range(20, 30)) <= set(row.tolist())
+    assert not torch.equal(keep.sort(1).values, run._drawn(batch, (8, 8), generator).sort(1).values)
+    del batch["places"]
+
+    # all patches in another order cost what they cost
+    tokens = torch.randn(4, 64, 16)
+    order = torch.stack([torch.randperm(64) for _ in range(4)])
+    seen = SimpleNamespace(patches=tokens, grid=(8, 8))
+    mixed = SimpleNamespace(patches=training._those(tokens, order), grid=(8, 8))
+    plain = run._keypoint_loss(seen, batch["keypoints"], torch.Generator().manual_seed(3))
+    kept = run._keypoint_loss(mixed, batch["keypoints"], torch.Generator().manual_seed(3), order)
+    torch.testing.assert_close(kept, plain)
+    # a part is found among that part
+    some = SimpleNamespace(patches=training._those(tokens, keep), grid=(8, 8))
+    part = run._keypoint_loss(some, batch["keypoints"], torch.Generator().manual_seed(3), keep)
+    assert torch.isfinite(part) and not torch.isclose(part, plain)
+
+    costs = [run.loss(batch, step, torch.Generator().manual_seed(1))[0].item() for step in range(9)]
+    assert costs[0] == costs[4] == costs[8] and costs[0] not in costs[1:4]  # every fourth step is whole
+    with pytest.raises(InputError, match="keep 1"):
+        task(replace(TINY, kept=0.5))
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     def train(folder: Path, steps: int, resume: bool = False) -> dict:
         settings = TrainerSettings(
