@@ -12,13 +12,13 @@ import dataclasses
 import io
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
 
-from vision3d.errors import InputError
+from vision3d.errors import InputError, ResourceError
 from vision3d.io.mesh import encode_glb
 from vision3d.viewer.pages import Background, frustum_corners
 from vision3d.viewer.picking import distance_text, pick
@@ -38,7 +38,15 @@ from vision3d.viewer.scene import (
     thinned,
     views,
 )
-from vision3d.viewer.server import LOOPBACK, PORT, Running, check_address, url_of
+from vision3d.viewer.server import (
+    LOOPBACK,
+    PORT,
+    Running,
+    address_of,
+    check_address,
+    is_foreign,
+    url_of,
+)
 
 if TYPE_CHECKING:
     import viser
@@ -58,6 +66,7 @@ _MARK_COLOUR = (255, 209, 64)
 _GREY = 200
 _SEND_SECONDS = 0.15
 _PHOTO_SIDE = 1024  # pixels of the picture in a frustum
+_starting = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,9 +331,10 @@ class LiveViewer(Running):
                 _ = item.layers
         free = check_address(host, port)
         running = set(threading.enumerate())
-        with contextlib.redirect_stdout(io.StringIO()):  # viser announces itself on stdout
+        # viser announces itself on stdout
+        with contextlib.redirect_stdout(io.StringIO()), _own_pages_only(host):
             self.server: viser.ViserServer = viser.ViserServer(
-                host=host, port=free, label=title or "vision3d", verbose=False
+                host=address_of(host), port=free, label=title or "vision3d", verbose=False
             )
         self._threads = [thread for thread in threading.enumerate() if thread not in running]
         self.host, self.port = host, self.server.get_port()
@@ -617,6 +627,33 @@ class LiveViewer(Running):
                 ),
             ]
         self._list.content = "\n".join(f"- {m}" for m in self.measurements)
+
+
+@contextlib.contextmanager
+def _own_pages_only(host: str) -> Iterator[None]:
+    """Lets a viser server that starts here answer its own pages alone; viser itself lets any page in."""
+    from websockets.asyncio import server as sockets
+
+    plain, started = sockets.serve, []
+
+    def serve(handler: Any, *address: Any, process_request: Any, **settings: Any) -> Any:
+        def answer(connection: Any, request: Any) -> Any:
+            hosts, origins = (request.headers.get_all(name) for name in ("Host", "Origin"))
+            if len(hosts) != 1 or any(is_foreign(hosts[0], origin, host) for origin in origins or [None]):
+                return connection.respond(403, "only pages of this server may ask\n")
+            return process_request(connection, request)
+
+        started.append(True)
+        return plain(handler, *address, process_request=answer, **settings)
+
+    with _starting:
+        sockets.serve = serve  # type: ignore[assignment, misc]
+        try:
+            yield
+        finally:
+            sockets.serve = plain  # type: ignore[misc]
+    if not started:
+        raise ResourceError("this version of viser would answer any web page", "pip install 'viser==1.1.1'")
 
 
 def start_viewer(

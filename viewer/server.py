@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import json
 import socket
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from typing_extensions import Self, override
 
 from vision3d.errors import InputError, Vision3DError
+from vision3d.progress import show_traceback, warn
 
 LOOPBACK = "127.0.0.1"
 PORT = 8080
@@ -23,6 +25,35 @@ _LONGEST_QUESTION = 8 << 20  # bytes
 
 Answer = tuple[str, bytes]
 """Content type and body."""
+
+
+def address_of(host: str) -> str:
+    """The address that a name stands for: of several one of version 4, and one at which this machine can listen.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise InputError(f"host {host!r} is unknown", "give an address such as 127.0.0.1") from error
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    addresses = [str(entry[4][0]) for entry in found]
+    return next((address for address in addresses if _can_listen(address)), addresses[0])
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """Version 6 or 4."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _can_listen(address: str) -> bool:
+    try:
+        with socket.socket(family_of(address), socket.SOCK_STREAM) as trial:
+            trial.bind((address, 0))
+            return True
+    except OSError:
+        return False
 
 
 def check_address(host: str, port: int) -> int:
@@ -33,15 +64,13 @@ def check_address(host: str, port: int) -> int:
     """
     if not 0 <= port <= 65535:
         raise InputError(f"port {port}", "give a number from 0 (any free one) to 65535")
+    address = address_of(host)
     for number in [port, *range(port + 1, min(port + 100, 65536))] if port else [0]:
         try:
-            family, kind, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind) as trial:
+            with socket.socket(family_of(address), socket.SOCK_STREAM) as trial:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                trial.bind(address)
+                trial.bind((address, number))
                 return trial.getsockname()[1]
-        except (socket.gaierror, UnicodeError) as error:
-            raise InputError(f"host {host!r} is unknown", "give an address such as 127.0.0.1") from error
         except OSError as error:
             if isinstance(error, PermissionError):
                 raise InputError(
@@ -59,7 +88,19 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host in ("localhost", "ip6-localhost", "ip6-loopback")
+
+
+def is_foreign(host: str, origin: str | None, listening: str) -> bool:
+    """Whether something is asked by another site's page, or on a loopback address under a name that is not its own.
+
+    Args:
+        host, origin: what the browser says that it asks, and of which page.
+        listening: the address that is listened on.
+    """
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        return True
+    return is_loopback(listening) and not is_loopback(urlsplit(f"//{host}").hostname or "")
 
 
 def url_of(host: str, port: int) -> str:
@@ -130,13 +171,21 @@ class PageServer(Running):
 
         class Handler(_Handler):
             answers = staticmethod(get), staticmethod(post) if post is not None else None
-            guarded = is_loopback(host)
+            listening = host
+
+        address = address_of(host)
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address_family = family_of(address)
 
-        self._server = Server((host, free), Handler)
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """One line, and none where the browser went away."""
+                error = sys.exc_info()[1]
+                if not isinstance(error, (ConnectionError, TimeoutError)):
+                    warn(f"a page could not be answered ({type(error).__name__}: {error})")
+
+        self._server = Server((address, free), Handler)
         self.port = self._server.server_port
         self.url = url_of(host, self.port)
         self._thread = threading.Thread(
@@ -156,7 +205,7 @@ class PageServer(Running):
 
 class _Handler(BaseHTTPRequestHandler):
     answers: tuple[Any, Any]
-    guarded: bool
+    listening: str
     protocol_version = "HTTP/1.1"
     timeout = 60
 
@@ -180,9 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(lambda: None if post is None else post(urlsplit(self.path).path, sent))
 
     def _is_welcome(self) -> bool:
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        foreign = origin is not None and origin != f"http://{host}"
-        if foreign or (self.guarded and not is_loopback(urlsplit(f"//{host}").hostname or "")):
+        if is_foreign(self.headers.get("Host", ""), self.headers.get("Origin"), self.listening):
             self.close_connection = True
             self._send(403, "text/plain", b"only pages of this server may ask")
             return False
@@ -193,6 +240,11 @@ class _Handler(BaseHTTPRequestHandler):
             found = answer()
         except Vision3DError as error:
             self._send(400, "text/plain", str(error).encode())
+            return
+        except Exception as error:  # the page must hear of it, too
+            show_traceback(error)
+            warn(f"{self.path} could not be answered ({type(error).__name__}: {error})")
+            self._send(500, "text/plain", b"this could not be answered; the terminal says why")
             return
         if found is None:
             self._send(404, "text/plain", b"there is nothing here")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from vision3d.io.photo import Photo
 from vision3d.matches import CellDescriptors, Matches, PairDescriptors
 from vision3d.viewer.matches import PairViewer, pairs_page
 from vision3d.viewer.registry import items_of
+from vision3d.viewer.server import Answer, PageServer
 
 READY = "!!(window.vision3d && window.vision3d.ready)"
 SIZE_A, SIZE_B = (120, 160), (150, 100)
@@ -316,6 +319,34 @@ def test_the_server_answers_this_machine_only(folder: Path) -> None:
     time.sleep(0.1)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", viewer.port), timeout=5)
+
+
+def test_what_a_page_cannot_be_given_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def get(path: str) -> Answer:
+        raise ZeroDivisionError("no such thing")
+
+    with PageServer(get, host="localhost", port=0) as server:
+        connection = http.client.HTTPConnection("localhost", server.port, timeout=20)
+        connection.request("GET", "/map")
+        assert connection.getresponse().status == 500
+    told = capsys.readouterr().err
+    assert told == "warning: /map could not be answered (ZeroDivisionError: no such thing)\n"
+
+
+def test_a_browser_may_go_away(capfd: pytest.CaptureFixture[str]) -> None:
+    asked = threading.Event()
+
+    def get(path: str) -> Answer:
+        asked.wait(20)
+        return "text/plain", bytes(50_000_000)
+
+    with PageServer(get, host="127.0.0.1", port=0) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as browser:
+            browser.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        asked.set()
+        time.sleep(0.3)
+    assert capfd.readouterr().err == ""
 
 
 def test_descriptors_need_one_for_each_cell() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import re
 import socket
@@ -348,6 +349,30 @@ def test_it_listens_on_loopback_only(viewer: Any) -> None:
             socket.create_connection((address, viewer.port), timeout=5)
 
 
+def test_other_sites_pages_see_nothing(viewer: Any) -> None:
+    import viser
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+    from websockets.typing import Subprotocol
+
+    def first_message(**more: Any) -> bytes | str:
+        own = Subprotocol(f"viser-v{viser.__version__}")
+        with connect(f"ws://127.0.0.1:{viewer.port}", subprotocols=[own], **more) as socket_:
+            return socket_.recv(timeout=20)
+
+    assert first_message() and first_message(origin=f"http://127.0.0.1:{viewer.port}")
+    for more in (
+        {"origin": "http://evil.example"},
+        {"origin": f"http://127.0.0.1:{viewer.port + 1}"},
+        {"additional_headers": {"Host": "evil.example"}},  # a name that somebody has pointed here
+    ):
+        with pytest.raises(InvalidStatus, match="403"):
+            first_message(**more)
+    page = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=20)
+    page.request("GET", "/", headers={"Host": "evil.example"})
+    assert page.getresponse().status == 403
+
+
 def test_a_taken_port_is_left_to_its_owner(folder: Path) -> None:
     pytest.importorskip("viser")
     from vision3d.viewer.live import check_address
@@ -357,6 +382,7 @@ def test_a_taken_port_is_left_to_its_owner(folder: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert port < check_address("127.0.0.1", port) <= port + 99
+        assert port < check_address("localhost", port) <= port + 99
 
 
 def test_two_clicks_measure(viewer: Any) -> None:
