@@ -1,11 +1,11 @@
-# Needs Python 3.10 or newer (tested with 3.11), make and a package index; everything else goes into .venv.
+# Needs Python 3.11 or 3.12 (tested with 3.11), make and a package index; everything else goes into .venv.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3 || echo python3)
 BIN := .venv/bin
 
 # What is installed is known by its contents, not by file times, which a fresh clone or a checkout changes.
@@ -59,11 +59,11 @@ $(INSTALLED): | $(BIN)/python
 
 # Debian splits the venv module off; where it is missing, apt brings it.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo 'vision3d needs Python 3.10 or newer; set PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+		|| { echo 'the pinned versions need Python 3.11 or 3.12; set PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv > /dev/null 2>&1 \
 		|| { root=; [ "$$(id -u)" = 0 ] || root=sudo; \
-		     $$root apt-get update -qq && $$root apt-get install -y -qq python3-venv; \
+		     $$root apt-get update -qq && $$root apt-get install -y -qq "$$(basename $$(readlink -f "$$(command -v $(PYTHON))"))-venv"; \
 		     $(PYTHON) -m venv --clear .venv; }
 
 clean:

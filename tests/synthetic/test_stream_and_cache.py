@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ pytest.importorskip("open3d")
 from vision3d.errors import InputError, OutputError, ResourceError
 from vision3d.synthetic import ShardCache, WorldStream, augment, render_sample
 from vision3d.synthetic import cache as cache_module
+from vision3d.synthetic.sample import Sample
 from vision3d.synthetic.stream import _blocks
 
 SIZE = (32, 40)
@@ -43,8 +45,13 @@ def test_leaving_a_stream_early_ends_its_workers() -> None:
 
 
 def test_an_error_in_a_worker_reaches_the_reader() -> None:
-    with WorldStream(range(3), (4, 4), workers=1) as stream, pytest.raises(ResourceError, match="too small"):
-        list(stream)
+    for seeds, size, error, message in (
+        (range(3), (4, 4), InputError, r"^size 4x4 is too small; give"),
+        ([-3], SIZE, InputError, r"^seed -3 is negative; give"),
+        (["x"], SIZE, ResourceError, r"^a rendering process failed: Traceback .*TypeError"),
+    ):
+        with WorldStream(seeds, size, workers=1) as stream, pytest.raises(error, match=message):  # type: ignore[arg-type]
+            list(stream)
 
 
 def test_blocks_keep_the_views_of_a_scene_together() -> None:
@@ -100,6 +107,31 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(OutputError):
         ShardCache(blocker / "below").write_shard(0, iter([]), SIZE, 1)
+
+
+def test_a_shard_gives_way_to_a_longer_one_when_that_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "SHARD", 6)
+    size = (16, 24)
+    cache = ShardCache(tmp_path)
+    cache.fill(range(2), size, workers=0)
+    # stopped on the way
+    with pytest.raises(RuntimeError, match="stop"):
+        cache.write_shard(0, _stopping(), size, 4)
+    assert ShardCache(tmp_path).shards == [(0, 2)]
+    cache.fill(range(4), size, workers=0)
+    assert cache.shards == [(0, 4)]
+    kept = (tmp_path / "shard-000000000" / "image.npy").stat().st_ino
+    # another process was faster, with more
+    cache.write_shard(0, iter([render_sample(0, size), render_sample(1, size)]), size, 2)
+    assert (tmp_path / "shard-000000000" / "image.npy").stat().st_ino == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000000"]
+
+
+def _stopping() -> Iterator[Sample]:
+    yield render_sample(0, (16, 24))
+    raise RuntimeError("stop")
 
 
 def test_reading_a_sample_is_fast(filled: ShardCache) -> None:

@@ -144,13 +144,14 @@ class ShardCache:
         )
 
     def write_shard(self, first: int, samples: Iterator[Sample], size: tuple[int, int], count: int) -> Path:
-        """Writes ``count`` samples with seeds from ``first`` on as one shard, atomically.
+        """Writes ``count`` samples with seeds from ``first`` on as one shard, atomically; a shorter one is replaced.
 
         Raises:
             OutputError: where the folder cannot be written; nothing is left behind.
         """
         target = self.folder / _name(first)
         work = self.folder / f".{_name(first)}.{os.getpid()}"
+        shorter = work.with_name(f"{work.name}.shorter")
         try:
             work.mkdir(parents=True, exist_ok=True)
             arrays = {
@@ -192,15 +193,19 @@ class ShardCache:
                 "kinds": kinds,
             }
             (work / "meta.json").write_text(json.dumps(meta))
-            if target.exists():  # another process was faster; the same seeds give the same bytes
-                return target
+            if target.exists():
+                # another process was faster, and the same seeds give the same bytes; or it is of a smaller request
+                if json.loads((target / "meta.json").read_text())["count"] >= count:
+                    return target
+                target.rename(shorter)
             work.rename(target)
         except OSError as error:
             raise OutputError(
                 f"cannot write {target}: {error.strerror or error}", "check space and rights"
             ) from error
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            for left in (work, shorter):
+                shutil.rmtree(left, ignore_errors=True)
         return target
 
     def fill(self, seeds: range, size: tuple[int, int], workers: int = 1) -> int:
@@ -231,9 +236,6 @@ class ShardCache:
         with closing(_rendered(runs, size, workers)) as rendered:
             samples = iter(progress(rendered, total=todo, description="synthesize"))
             for first, count in runs:
-                old = self.folder / _name(first)
-                if old.exists():  # a shorter one from an earlier, smaller request
-                    shutil.rmtree(old)
                 self.write_shard(first, samples, size, count)
         self.refresh()
         return todo

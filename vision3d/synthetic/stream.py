@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
-from vision3d.errors import InputError, ResourceError
+from vision3d.errors import InputError, ResourceError, Vision3DError
 from vision3d.synthetic.render import VIEWS, render_sample
 from vision3d.synthetic.sample import Sample
 
@@ -30,9 +30,12 @@ def _work(pipe: Connection, size: tuple[int, int]) -> None:
                 pipe.send((seed, render_sample(seed, size)))
     except (EOFError, BrokenPipeError, KeyboardInterrupt, ConnectionResetError):
         return
+    except (Vision3DError, ModuleNotFoundError) as error:
+        with contextlib.suppress(OSError):
+            pipe.send((None, error))
     except Exception:
         with contextlib.suppress(OSError):
-            pipe.send((None, traceback.format_exc()))
+            pipe.send((None, ResourceError(f"a rendering process failed: {traceback.format_exc()}")))
 
 
 class WorldStream:
@@ -44,8 +47,8 @@ class WorldStream:
         workers: processes; 0 renders in this one.
         prefetch: how many samples may be ready or in work at once (bounds memory).
 
-    Use it as a context manager or call :meth:`close`; workers also end with the process that made them. An
-    error in a worker is raised where the stream is read, as ``ResourceError`` with the worker's traceback.
+    Use it as a context manager or call :meth:`close`; workers also end with the process that made them. What a
+    worker raises is raised where the stream is read; an unexpected error as ``ResourceError`` with its traceback.
     """
 
     def __init__(
@@ -147,7 +150,7 @@ class WorldStream:
                             "a rendering process died", "see whether memory ran out"
                         ) from None
                     if number is None:
-                        raise ResourceError(f"a rendering process failed: {sample}")
+                        raise sample
                     owed[id(source)] -= 1
                     waiting -= 1
                     ready[number] = sample
