@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def _starts(length: int, tile: int) -> list[int]:
-    """Starts (multiples of 8) of equal tiles that cover ``length`` with at least a quarter of overlap."""
+    """Starts of equal tiles that cover ``length``, overlapping by about a quarter; multiples of 8 but for the last."""
     if length <= tile:
         return [0]
     count = -(-(length - tile // 4) // (tile - tile // 4))
     last = length - tile
-    return sorted({min(last, round(last * i / (count - 1) / 8) * 8) for i in range(count)})
+    return sorted({min(last, round(last * i / (count - 1) / 8) * 8) for i in range(count - 1)} | {last})
 
 
 @dataclass(frozen=True)
