@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vision3d.errors import InputError, OutputError, WeightsError
-from vision3d.io.images import Photo
+from vision3d.io.images import Photo, iter_photos
 from vision3d.results import DepthPrediction, Provenance
 from vision3d.runs import Job, RunSummary, Worker, batches, check_inputs, photo_refs, run_folder
 
@@ -159,6 +161,34 @@ def test_an_image_that_breaks_the_method_does_not_take_its_batch_along(tmp_path)
     assert "cannot do b" in (failed.reason or "")
 
 
+class Burden:
+    """Stands for the maps that a method holds when it fails."""
+
+    def __init__(self) -> None:
+        self.alive: weakref.WeakSet[Burden] = weakref.WeakSet()
+
+    def fail(self, *_):
+        maps = Burden()
+        self.alive.add(maps)
+        raise InputError("nothing to see", "give another")
+
+
+def test_what_failed_images_held_is_let_go(tmp_path):
+    from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
+
+    for name in "abc":
+        photograph(tmp_path / "in" / f"{name}.png")
+    burden = Burden()
+    summary = run([tmp_path / "in"], tmp_path / "out", lambda: burden.fail)
+    images = Images([str(tmp_path / "in")])
+    pairs = run_pairs(
+        pair_jobs(images, images), (images, images), burden.fail, tmp_path, fingerprint=lambda a, b: "none"
+    )
+    gc.collect()
+    assert summary.count("failed") == pairs.count("failed") == 3
+    assert not burden.alive
+
+
 def test_bad_weights_stop_the_run_before_anything_is_written(tmp_path):
     def load():
         raise WeightsError("weights with NaN", "use others")
@@ -268,6 +298,40 @@ def test_what_another_run_has_claimed_is_left_to_it(tmp_path, monkeypatch):
     assert loads.batches == [["b"], ["c"]]
     assert {o.name: o.status for o in summary.outcomes} == {"a": "skipped", "b": "done", "c": "done"}
     assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c"]
+
+
+def test_given_references_are_not_held_and_looked_through_again(tmp_path, monkeypatch):
+    """Those of a video's frames hold the frames."""
+    from vision3d import runs
+    from vision3d.io.claims import claim
+
+    class Refs:
+        def __iter__(self):
+            given = []
+            for ref in iter_photos([np.full((24, 20, 3), i, np.uint8) for i in range(5)]):
+                given.append(weakref.ref(ref))
+                assert sum(earlier() is not None for earlier in given) <= 3
+                yield ref
+
+    theirs = claim(tmp_path / "image_2")
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: theirs.release())
+    summary = run_folder(Refs(), load_ramp, tmp_path, fingerprint=PROVENANCE.fingerprint)
+    assert [outcome.name for outcome in summary.outcomes] == [
+        "image",
+        "image_3",
+        "image_4",
+        "image_5",
+        "image_2",
+    ]
+
+
+def test_videos_are_not_matched(tmp_path):
+    from vision3d.pipelines.sd_dino.pairs import Images
+
+    photograph(tmp_path / "a.png")
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match=r"there is a video in .*save its frames"):
+        Images([str(tmp_path)])
 
 
 def test_a_pair_that_another_run_has_claimed_is_left_to_it(tmp_path, monkeypatch):

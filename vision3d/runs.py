@@ -73,7 +73,7 @@ class Outcome:
         status: "done", "skipped" (was complete and right already) or "failed".
         folder: with its results, or None if there are none.
         reason: why it failed.
-        error: what was raised, if it is of our error family.
+        error: what was raised, if it is of our error family; a summary of several drops it.
         stop: whether trying further images is pointless (the disk is full).
     """
 
@@ -99,6 +99,12 @@ class RunSummary:
     out: Path
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Append an outcome. Only a lone one keeps its error, whose traceback holds on to photographs and maps."""
+        self.outcomes.append(outcome)
+        if len(self.outcomes) > 1:
+            self.outcomes[-2:] = [dataclasses.replace(o, error=None) for o in self.outcomes[-2:]]
 
     def count(self, status: str) -> int:
         """Number of images with a status."""
@@ -290,7 +296,7 @@ def _items(sources: Sources, recursive: bool) -> list[tuple[str, Any]]:
 
 
 def run_folder(
-    refs: Callable[[Callable[[Outcome], None]], Iterable[PhotoRef]] | Iterable[PhotoRef],
+    refs: Callable[[Callable[[Outcome], None]], Iterable[PhotoRef]] | Sequence[PhotoRef],
     load: Callable[[], Process],
     out: str | Path,
     *,
@@ -305,7 +311,8 @@ def run_folder(
     """Process images into ``out/<name>/``, skipping what is complete and right.
 
     Args:
-        refs: the images; or a function that makes them, given where to report inputs that cannot be read.
+        refs: the images; or a function that makes them, given where to report inputs that cannot be read. What
+            another run is making is looked for in them again.
         load: makes the method; called when the first image needs it.
         out: output folder; nothing is created in it before there is a result.
         fingerprint: of the work on a photograph, which its saved result must bear to be skipped.
@@ -344,7 +351,7 @@ def run_folder(
         if outcome.stop:
             stopped.append(outcome)
             return
-        summary.outcomes.append(outcome)
+        summary.add(outcome)
         bar.advance()
         if outcome.status == "failed" and only_error() is None:
             warn(f"{outcome.label}: {outcome.reason}")
@@ -381,13 +388,9 @@ def run_folder(
                 return
 
     worker = Worker(load, formats)
-    if callable(refs):
-        references = refs
-    else:
-        listed = list(refs)
 
-        def references(failed: Callable[[Outcome], None]) -> Iterable[PhotoRef]:
-            return listed
+    def references(failed: Callable[[Outcome], None]) -> Iterable[PhotoRef]:
+        return refs(failed) if callable(refs) else refs
 
     images = references(record)
     try:

@@ -51,11 +51,15 @@ class Images:
         recursive: look into nested folders.
 
     Raises:
-        InputError: nothing there.
+        InputError: nothing there, or a video.
     """
 
     def __init__(self, inputs: Sequence[str], *, recursive: bool = False) -> None:
-        check_inputs(inputs, recursive=recursive)
+        if check_inputs(inputs, recursive=recursive) is None:
+            raise InputError(
+                f"there is a video in {', '.join(inputs)}, where images are needed",
+                "save its frames as images, or leave it out by a pattern such as 'photos/*.jpg'",
+            )
         self.refs: dict[str, PhotoRef] = {r.name: r for r in photo_refs(list(inputs), recursive=recursive)}
         self._decoded: OrderedDict[str, Photo] = OrderedDict()
 
@@ -204,7 +208,7 @@ def run_pairs(
                         continue
                     if outcome.stop and outcome.error is not None:
                         raise summary.ended_by(outcome.error) if len(jobs) > 1 else outcome.error
-                    summary.outcomes.append(outcome)
+                    summary.add(outcome)
                     bar.advance()
                     if outcome.status == "failed" and len(jobs) > 1:
                         warn(f"{outcome.label}: {outcome.reason}")
