@@ -157,11 +157,28 @@ def test_a_folder_without_permission() -> None:
                 lambda: atomic_write_bytes(folder / "a.bin", b"x"),
                 lambda: check_writable(folder),
                 lambda: staged_folder(folder / "desk", last="x").__enter__(),
+                lambda: staged_folder("/", last="x").__enter__(),
             ]
         )
-        assert len(said) == 3
-        assert all("no permission" in line and str(folder) in line for line in said)
+        assert len(said) == 4
+        assert all("no permission" in line for line in said)
+        assert all(str(folder) in line for line in said[:3])
         assert everything_in(folder) == []
+
+
+def test_a_folder_is_filled_whose_parent_may_not_be_written() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(name) / "mine"
+        folder.mkdir()
+        folder.chmod(0o777)
+
+        def fill() -> None:
+            with staged_folder(folder, last="done") as staging:
+                (staging / "done").write_text("new")
+
+        assert complaints_as_nobody([fill]) == ["written"]
+        assert everything_in(Path(name)) == ["mine", "mine/done"]
 
 
 @pytest.fixture
@@ -194,6 +211,14 @@ def test_a_read_only_disk(small_disk: Path) -> None:
         atomic_write_bytes(small_disk / "a.bin", b"x")
     with pytest.raises(OutputError, match="read-only"):
         check_writable(small_disk / "new" / "deeper")
+
+
+def test_a_mounted_folder_is_filled(small_disk: Path) -> None:
+    (small_disk / "done").write_text("old")
+    with staged_folder(small_disk, last="done") as staging:
+        (staging / "done").write_text("new")
+    assert (small_disk / "done").read_text() == "new"
+    assert everything_in(small_disk) == ["done"]
 
 
 def test_check_writable_creates_nothing(tmp_path: Path) -> None:
@@ -280,6 +305,12 @@ def test_leftovers_of_killed_runs_go_and_those_of_living_runs_stay(tmp_path: Pat
         assert living.exists()
         (living / "done").write_text("again")
     assert (tmp_path / "desk" / "done").read_text() == "again"
+    inside = tmp_path / "desk" / ".desk.1-00000000.partial"
+    inside.mkdir()
+    with staged_folder(tmp_path / "desk", last="done") as staging:
+        assert staging.parent == tmp_path / "desk" and not inside.exists()
+        inside.mkdir()
+        (staging / "done").write_text("")
     remove_stagings(tmp_path)
     assert everything_in(tmp_path) == ["desk", "desk/done"]
 

@@ -136,9 +136,9 @@ def test_a_mesh_without_triangles_is_refused(tmp_path: Path) -> None:
 def test_obj_with_its_texture(tmp_path: Path) -> None:
     import trimesh
 
-    write_obj(tmp_path / "m.obj", square())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.jpg", "m.mtl", "m.obj"]
-    read = trimesh.load(tmp_path / "m.obj", process=False, force="mesh")
+    write_obj(tmp_path / "Küche.obj", square())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Küche.jpg", "Küche.mtl", "Küche.obj"]
+    read = trimesh.load(tmp_path / "Küche.obj", process=False, force="mesh")
     np.testing.assert_allclose(read.vertices, square().vertices * TO_Y_UP)
     assert (read.face_normals[:, 2] > 0.99).all()
     np.testing.assert_allclose(read.visual.uv, [[0, 1], [1, 1], [0, 0], [1, 0]], atol=1e-6)

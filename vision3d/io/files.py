@@ -44,7 +44,6 @@ _REASONS: dict[int, tuple[str, str]] = {
 }
 _STALE_SECONDS = 3600.0
 """Age at which a leftover is nobody's any more, on file systems without locks."""
-_STAGING = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial")
 
 
 def as_output_error(error: OSError, target: Path) -> OutputError:
@@ -138,7 +137,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path]:
-    """Yield a hidden sibling of ``folder`` to fill; if the block ends well its files move into ``folder``.
+    """Yield a hidden folder to fill; if the block ends well its files move into ``folder``.
+
+    It lies in ``folder`` if that is there (which may be a mount, or its parent read-only), else beside it.
 
     Nothing in ``folder`` is touched until every new file is complete on disk. Then ``last`` (the file whose
     presence says that a folder is complete) is taken away, the other files are renamed into place, and the
@@ -164,6 +165,7 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
             fsync_path(staging)
             if not folder.exists():
                 os.replace(staging, folder)  # noqa: PTH105
+                fsync_path(folder.parent)
             else:
                 (folder / last).unlink(missing_ok=True)
                 fsync_path(folder)
@@ -171,7 +173,6 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
                     (folder / file).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(staging / file, folder / file)  # noqa: PTH105
                 fsync_path(folder)
-            fsync_path(folder.parent)
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -180,9 +181,10 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
 
 
 def _make_staging(folder: Path) -> tuple[Path, int]:
-    """A hidden sibling of ``folder`` and the lock by which others see that it is being filled (-1: none)."""
+    """A hidden folder in or beside ``folder``, and the lock by which others see that it is being filled (-1: none)."""
+    place = folder if folder.exists() else folder.parent
     while True:
-        staging = folder.with_name(f".{folder.name[:80]}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+        staging = place / f".{folder.name[:80] or 'root'}.{os.getpid()}-{os.urandom(4).hex()}.partial"
         staging.mkdir()
         if os.name == "nt":  # which cannot open folders
             return staging, -1
@@ -197,17 +199,15 @@ def _make_staging(folder: Path) -> tuple[Path, int]:
 
 
 def remove_stagings(parent: Path, name: str | None = None) -> None:
-    """Delete the half-filled folders that killed runs left in ``parent``: all, or those for ``name``.
+    """Delete the half-filled folders that killed runs left of folders in ``parent``: of all, or of ``name``.
 
     One that is being filled is locked and stays. Where there are no locks, it stays until it is old.
     """
-    try:
-        names = [path.name for path in parent.iterdir() if _STAGING.fullmatch(path.name)]
-    except OSError:
-        return
-    for entry in names:
-        leftover = parent / entry
-        if name is not None and entry.rpartition(".partial")[0].rpartition(".")[0] != f".{name[:80]}":
+    own = ".+" if name is None else re.escape(name[:80] or "root")
+    staging = re.compile(rf"\.{own}\.[0-9]+-[0-9a-f]{{8}}\.partial")
+    inside = parent.glob("*/.*.partial") if name is None else (parent / name).glob(".*.partial")
+    for leftover in [*parent.glob(".*.partial"), *inside]:
+        if not staging.fullmatch(leftover.name):
             continue
         with suppress(OSError):
             lock, dead = -1, None

@@ -230,7 +230,7 @@ def _chunks(document: dict[str, Any], binary: bytes) -> bytes:
 def write_obj(path: Path, mesh: TriangleMesh, *, max_texture: int = 4096) -> None:
     """Wavefront OBJ in y-up axes; a texture goes into ``.mtl`` and ``.jpg`` of the same stem beside it."""
     textured = mesh.uv is not None and mesh.texture is not None
-    with path.open("w", encoding="ascii", newline="\n") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         if textured:
             file.write(f"mtllib {path.stem}.mtl\nusemtl photo\n")
         file.write(_lines("v %.7g %.7g %.7g", mesh.vertices * TO_Y_UP))
@@ -242,7 +242,7 @@ def write_obj(path: Path, mesh: TriangleMesh, *, max_texture: int = 4096) -> Non
         file.write(_lines(pattern, np.repeat(corners, 2, axis=1) if textured else corners))
     if textured and mesh.texture is not None:
         path.with_suffix(".mtl").write_text(
-            f"newmtl photo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.jpg\n", encoding="ascii"
+            f"newmtl photo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.jpg\n", encoding="utf-8"
         )
         path.with_suffix(".jpg").write_bytes(encode_texture(mesh.texture, max_side=max_texture))
 
