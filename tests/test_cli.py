@@ -18,6 +18,7 @@ from PIL import Image
 from vision3d import cli
 from vision3d.errors import InputError
 from vision3d.progress import say, set_debug, set_quiet, warn
+from vision3d.runs import Outcome, RunSummary
 
 
 class Report:
@@ -147,6 +148,20 @@ def test_json_leaves_stdout_to_one_object_wherever_the_flag_stands(capsys, place
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"command": "echo", "exit_code": 0, "words": ["a", "b"]}
     assert "chatter" in captured.err
+
+
+def one_failure() -> RunSummary:
+    """A run whose only file has a name in another encoding."""
+    return RunSummary(Path("out"), [Outcome("a", os.fsdecode(b"caf\xe9.jpg"), "failed", reason="broken")])
+
+
+def test_names_that_are_not_utf8_are_summed_up(capsys, monkeypatch):
+    monkeypatch.setitem(cli.VERBS, "echo", (f"{__name__}:one_failure", "fail"))
+    assert cli.main(["echo"]) == 2
+    assert "failed: caf\\udce9.jpg: broken" in capsys.readouterr().out
+    assert cli.main(["echo", "--json"]) == 2
+    (failed,) = json.loads(capsys.readouterr().out)["failed"]
+    assert os.fsencode(failed["input"]) == b"caf\xe9.jpg"
 
 
 def test_words_after_a_double_dash_belong_to_the_verb(capsys):

@@ -11,6 +11,7 @@ others.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; by default the process's.
     """
     words, flags = _split_global_options(list(sys.argv[1:] if argv is None else argv))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what its encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(words, flags)
         sys.stdout.flush()
@@ -142,7 +145,7 @@ def _dispatch(words: list[str], flags: set[str]) -> int:
         import json
 
         content = result.to_dict() if isinstance(result, Report) else {}
-        print(json.dumps({"command": verb, "exit_code": code, **content}, ensure_ascii=False))
+        print(json.dumps({"command": verb, "exit_code": code, **content}))
     elif isinstance(result, Report) and (code or "--quiet" not in flags):
         print(result)
     return code
@@ -222,7 +225,7 @@ def _complain(error: Exception, as_json: bool) -> int:
         import json
 
         details = (error.details if isinstance(error, Vision3DError) else None) or {}
-        print(json.dumps({"exit_code": code, "error": text, **details}, ensure_ascii=False))
+        print(json.dumps({"exit_code": code, "error": text, **details}))
     return code
 
 

@@ -43,6 +43,12 @@ def test_written_files_read_back(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == ["b.json", "c.bin", "deep", "deep/a.npy"]
 
 
+def test_names_that_are_not_utf8_survive_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    atomic_write_json(tmp_path / "a.json", {name: "größe"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: "größe"}
+
+
 def test_npy_is_what_numpy_itself_writes(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     atomic_write_npy(tmp_path / "ours.npy", array)

@@ -230,8 +230,12 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | Iterable[byte
 
 
 def json_bytes(value: Any) -> bytes:
-    """UTF-8 JSON for people: indented, keys in the given order, no NaN (which JSON does not have)."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """UTF-8 JSON for people: indented, keys in the given order, no NaN (which JSON does not have).
+
+    What is not UTF-8 in a file's name (a lone surrogate in Python) becomes an escape of JSON, which reads back.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
