@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vision3d.errors import InputError
-from vision3d.io.images import Photo, expand_inputs, is_video, iter_photos
+from vision3d.io.images import Photo, expand_inputs, holds_many, is_video, iter_photos, load_photo
 from vision3d.io.video import iter_frames
 
 
@@ -70,6 +70,19 @@ def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     put(tmp_path / "photo[1].png")
     assert names(tmp_path / "photo[1].png") == ["photo[1]"]
+    assert not holds_many(tmp_path / "photo[1].png") and holds_many(tmp_path / "photo[12].png")
+
+
+def test_a_tilde_is_a_home_or_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "home" / "photos" / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert holds_many("~/photos") and not holds_many("~/photos/a.png")
+    put(Path("~tmp.png"))
+    assert [ref.load().name for ref in iter_photos(".")] == ["~tmp"]
+    assert names("~tm*.png") == ["~tmp"]
+    with pytest.raises(InputError, match=r"no such file: ~none\.png"):
+        load_photo("~none.png")
 
 
 @pytest.mark.parametrize("recursive", [False, True])
@@ -207,3 +220,13 @@ def test_videos_are_known_by_their_suffix(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
     write_video(tmp_path / "a.avi", frames=2)
     assert [ref.name for ref in iter_photos(tmp_path)] == ["a/000000", "a/000001", "a_png"]
+
+
+def test_frames_of_a_video_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path / "Clip" / "000001.png")
+    put(tmp_path / "clip_mp4" / "deep" / "a.png")
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    (tmp_path / "clip.jpg").write_bytes(b"")
+    assert set(names(tmp_path, recursive=True)) == {"Clip/000001", "clip_mp4/deep/a", "clip", "clip_2"}
+    (tmp_path / "clip_mp4").rename(tmp_path / "other")
+    assert set(names(tmp_path, recursive=True)) == {"Clip/000001", "other/deep/a", "clip", "clip_mp4"}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,8 +83,8 @@ def expand_inputs(source: Sources, *, recursive: bool = False) -> list[tuple[str
 
     A folder gives its images and videos in natural order (img2 before img10), nested folders with
     ``recursive`` (then named "sub/img2"); a pattern such as ``photos/*.jpg`` gives its matches; a list gives
-    all of each. When
-    two would be called the same, the later one takes its suffix along: ``a.jpg``, ``a.png`` → "a", "a_png".
+    all of each. When two would be called the same, the later one takes its suffix along: ``a.jpg``, ``a.png`` →
+    "a", "a_png"; so does a video that is called as a folder of others, where its frames would lie.
 
     Raises:
         InputError: nothing there, nothing usable in it.
@@ -93,13 +93,19 @@ def expand_inputs(source: Sources, *, recursive: bool = False) -> list[tuple[str
     if not found:
         raise InputError("an empty list of images", "give at least one")
     taken: set[str] = set()
+    folders = {str(folder) for name, _ in found for folder in PurePosixPath(name.casefold()).parents}
+
+    def is_used(name: str, item: Any) -> bool:
+        key = name.casefold()
+        return key in taken or (key in folders and isinstance(item, Path) and is_video(item))
+
     named = []
     for name, item in found:
         unique = name
-        if unique.casefold() in taken and isinstance(item, Path):
+        if is_used(unique, item) and isinstance(item, Path):
             unique = f"{name}_{item.suffix[1:].lower()}"
         number = 2
-        while unique.casefold() in taken:
+        while is_used(unique, item):
             unique, number = f"{name}_{number}", number + 1
         taken.add(unique.casefold())
         named.append((unique, item))
@@ -207,8 +213,8 @@ def _frame_photo(frame: np.ndarray, name: str, video: Path) -> Photo:
 
 
 def holds_many(source: Any) -> bool:
-    """Whether a source is a folder, pattern, video or batch rather than one image."""
+    """Whether a source is a folder, pattern, video or batch rather than one image. Raises as :func:`as_path`."""
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        return path.is_dir() or is_video(path) or glob.has_magic(str(source))
+        path = as_path(source)
+        return path.is_dir() or is_video(path) or (not path.exists() and glob.has_magic(str(path)))
     return getattr(source, "ndim", 0) == 4 and source.shape[0] != 1

@@ -156,10 +156,18 @@ def load_photo(source: Source | Photo, *, min_side: int = MIN_SIDE, max_aspect: 
 
 
 def as_path(source: str | os.PathLike[str]) -> Path:
-    """The path meant by ``source``, with ``~`` expanded. Raises InputError for an internet address."""
+    """The path meant by ``source``: as it is if it exists, else with ``~`` or ``~user`` expanded, if that is anybody's.
+
+    Raises:
+        InputError: an internet address.
+    """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(source)):
         raise InputError(f"{source} is an address, not a file", "download it and give the file")
-    return Path(source).expanduser()
+    path = Path(source)
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # nobody is called so
+        return path
 
 
 def _load_file(path: Path) -> Photo:
