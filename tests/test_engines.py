@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision3d.engines import LocalEngine, RayEngine, engine_of
+from vision3d.engines import LocalEngine, RayEngine, _Actor, engine_of, share_out
 from vision3d.errors import ResourceError, WeightsError
+from vision3d.progress import is_debug, is_quiet, set_debug, set_quiet
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +21,26 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ResourceError, match=r"vision3d\[ray\]"):
         engine_of("ray")
     assert isinstance(engine_of("local"), LocalEngine)
+
+
+@pytest.mark.parametrize(
+    ("machines", "actors", "shares"),
+    [
+        ([{"CPU": 64.0}, {"CPU": 4.0}], None, (2, 4, 0)),
+        ([{"CPU": 16.0}], 2, (2, 8, 0)),
+        ([{"CPU": 64.0}, {"CPU": 4.0}], 3, (3, 2, 0)),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 32.0, "GPU": 1.0}, {"CPU": 64.0}], None, (5, 2, 1)),
+        ([{"CPU": 2.0, "GPU": 8.0}], None, (2, 1, 1)),
+        ([{"memory": 1e9}, {"CPU": 8.0}], None, (1, 8, 0)),  # the first only leads the cluster
+    ],
+)
+def test_every_actor_finds_room_on_some_machine(
+    machines: list[dict[str, float]], actors: int | None, shares: tuple[int, int, int]
+) -> None:
+    count, cpus, gpus = share_out(machines, actors)
+    assert (count, cpus, gpus) == shares
+    rooms = [min(m.get("CPU", 0) // cpus, m.get("GPU", 0) // gpus if gpus else 99) for m in machines]
+    assert sum(rooms) >= count
 
 
 class Doubles:
@@ -33,6 +54,15 @@ class Doubles:
             raise WeightsError("no weights for 13", "take 12")
         (self.folder / f"{number}-{os.getpid()}").touch()
         return 2 * number, os.getpid(), str(Path.cwd())
+
+
+def test_actors_are_as_quiet_and_as_open_as_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    try:
+        _Actor(Doubles(tmp_path), tmp_path, quiet=True, debug=True)
+        assert is_quiet() and is_debug() and Path.cwd() == tmp_path
+    finally:
+        set_quiet(False), set_debug(False)
 
 
 @pytest.mark.slow

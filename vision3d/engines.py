@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from vision3d.errors import ResourceError
-from vision3d.progress import is_quiet, set_quiet
+from vision3d.progress import is_debug, is_quiet, set_debug, set_quiet
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -99,24 +99,38 @@ class RayEngine:
             ) from error
 
     def _make_actors(self, worker: Callable[[Any], Any]) -> list[Any]:
-        resources = self._ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        machines = sum(bool(node["Alive"]) for node in self._ray.nodes())
-        count = self._actors or gpus or machines
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        count, cpus, gpus = share_out(machines, self._actors)
         # the number of CPUs is also that of an actor's threads
-        share = max(1, int(resources.get("CPU", 1)) // count)
-        made = self._ray.remote(num_cpus=share, num_gpus=1 if gpus else 0)(_Actor)
-        return [made.remote(worker, Path.cwd(), is_quiet()) for _ in range(count)]
+        options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        made = self._ray.remote(**options)(_Actor)
+        return [made.remote(worker, Path.cwd(), is_quiet(), is_debug()) for _ in range(count)]
+
+
+def share_out(machines: Sequence[Mapping[str, float]], actors: int | None = None) -> tuple[int, int, int]:
+    """Number of actors, and CPUs and GPUs of each; all are alike and find room, as none may span machines.
+
+    Args:
+        machines: "CPU" and "GPU" of each.
+        actors: how many, instead of one for each GPU, or for each machine where there are none.
+    """
+    gpus = int(any(machine.get("GPU", 0) >= 1 for machine in machines))
+    able = [m for m in machines if m.get("CPU", 0) >= 1 and m.get("GPU", 0) >= gpus]
+    places = -(-actors // max(1, len(able))) if actors and not gpus else 1
+    rooms = [min(int(m["CPU"]), int(m["GPU"]) if gpus else places) for m in able]
+    share = min((int(m["CPU"]) // room for m, room in zip(able, rooms, strict=True)), default=1)
+    return actors or max(1, sum(rooms)), share, gpus
 
 
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, worker: Callable[[Any], Any], folder: Path, quiet: bool) -> None:
+    def __init__(self, worker: Callable[[Any], Any], folder: Path, quiet: bool, debug: bool) -> None:
         # relative paths are those of the person who started the run
         if folder.is_dir():
             os.chdir(folder)
         set_quiet(quiet)
+        set_debug(debug)
         self._worker = worker
 
     def work(self, batch: Any) -> Any:

@@ -42,6 +42,11 @@ def set_debug(debug: bool) -> None:
     _debug = debug
 
 
+def is_debug() -> bool:
+    """Whether those tracebacks are shown."""
+    return _debug
+
+
 def show_traceback(error: BaseException) -> None:
     """The traceback of a failure that is reported in one line elsewhere, if debugging."""
     if _debug:
