@@ -95,7 +95,7 @@ def calibrate(
         shared: all inputs are from one camera: give them the median of their cameras.
         exact_size: pad what is no multiple of 8 for the depth networks; off as in the published code.
         formats: further files to write.
-        export: also write all cameras to OUT, as COLMAP's cameras.txt or nerfstudio's transforms.json.
+        export: also write all cameras to OUT, as COLMAP's cameras.txt or nerfstudio's transforms.json (not of videos).
         poses: also find where the photographs were taken, relative to the first, and export that, too: opencv for two
             to a few dozen overlapping ones (in metres with --depth), colmap for many of one camera (needs pycolmap).
         seed: of the noise.
@@ -115,6 +115,8 @@ def calibrate(
     if poses == "colmap":
         need_one_camera(shared or focal is not None)
     total = check_run(inputs, out, recursive=recursive, batch_size=batch_size, memory=memory)
+    if total is None and (export == "nerfstudio" or poses is not None):
+        raise InputError("a video, of which an export cannot name the frames", "save them as images first")
     options = CalibrationOptions(
         steps=steps,
         ensemble=ensemble,
@@ -309,7 +311,7 @@ def export_cameras(
             method, [ref for ref in refs if ref.name in folders], cameras, folders, summary.out
         )
         cameras = {name: cameras[name] for name in where}
-    names = names_for_colmap(labels) if kind == "colmap" else labels
+    names = names_for_colmap(labels) if kind == "colmap" else names_for_nerfstudio(labels, summary.out)
     named = {names[name]: camera for name, camera in cameras.items()}
     placed = None if where is None else {names[name]: pose for name, pose in where.items()}
     if kind == "colmap":
@@ -332,6 +334,16 @@ def names_for_colmap(labels: Mapping[str, str]) -> dict[str, str]:
         return {name: path.relative_to(root).as_posix() for name, path in paths.items()}
     except ValueError:  # some absolute, some not, or on several drives
         return dict(labels)
+
+
+def names_for_nerfstudio(labels: Mapping[str, str], out: Path) -> dict[str, str]:
+    """Paths relative to the folder of ``transforms.json``, with /, by the names of the results."""
+    there = out.resolve()
+    files = {name: Path(label).parent.resolve() / Path(label).name for name, label in labels.items()}
+    try:
+        return {name: Path(os.path.relpath(file, there)).as_posix() for name, file in files.items()}
+    except ValueError:  # on several drives
+        return {name: file.as_posix() for name, file in files.items()}
 
 
 def find_poses(

@@ -49,9 +49,14 @@ def test_other_models_and_damage_are_named(tmp_path: Path) -> None:
     file.write_text("1 OPENCV 640 480 500 500 320 240 0 0 0 0\n")
     with pytest.raises(InputError, match="OPENCV"):
         read_cameras(file)
-    file.write_text("1 PINHOLE 640\n")
-    with pytest.raises(InputError, match="damaged"):
-        read_cameras(file)
+    for line in ("1 PINHOLE 640\n", "1 SIMPLE_PINHOLE 640 480\n"):
+        file.write_text(line)
+        with pytest.raises(InputError, match="damaged"):
+            read_cameras(file)
+    file.write_bytes(b"\x01\xff\xfe")
+    for read in (read_cameras, read_images):
+        with pytest.raises(InputError, match="no text file"):
+            read(file)
     with pytest.raises(InputError, match="cannot be read"):
         read_cameras(tmp_path / "none.txt")
 
@@ -72,3 +77,14 @@ def test_transforms_for_nerfstudio(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["fl_x"] == 500.5
     with pytest.raises(InputError, match="different images"):
         write_transforms(file, CAMERAS, {"a.jpg": np.eye(4)})
+
+
+def test_distortion_is_not_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "transforms.json"
+    write_transforms(file, CAMERAS)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "k1": 0.0, "p2": 0}))
+    assert len(read_transforms(file)) == 2
+    file.write_text(json.dumps({**content, "k1": -0.02}))
+    with pytest.raises(InputError, match="undistort"):
+        read_transforms(file)

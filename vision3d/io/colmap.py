@@ -65,19 +65,25 @@ def _write(path: Path, lines: Sequence[str]) -> None:
     atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
+def _lines(path: Path) -> list[str]:
+    """Lines without comments. Raises InputError."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text file", "export the model as text") from error
+
+
 def read_cameras(path: Path) -> dict[int, Intrinsics]:
     """Cameras of a ``cameras.txt`` by number; PINHOLE and SIMPLE_PINHOLE.
 
     Raises:
         InputError: missing, damaged, or a camera of another model.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path") from error
     cameras = {}
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
+    for line in _lines(path):
+        if not line.strip():
             continue
         try:
             number, model, width, height, *values = line.split()
@@ -88,7 +94,7 @@ def read_cameras(path: Path) -> dict[int, Intrinsics]:
                 raise InputError(f"{path}: camera model {model}", "undistort the images to PINHOLE first")
             fx, fy, cx, cy = numbers
             cameras[int(number)] = Intrinsics(fx, fy, cx, cy, int(width), int(height))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise InputError(f"{path}: damaged line {line!r}", "export the model as text again") from error
     return cameras
 
@@ -101,12 +107,8 @@ def read_images(path: Path) -> Mapping[str, tuple[np.ndarray, int]]:
     """
     from scipy.spatial.transform import Rotation
 
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path") from error
     images = {}
-    for line in lines[::2]:
+    for line in _lines(path)[::2]:
         if not line.strip():
             continue
         try:

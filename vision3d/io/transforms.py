@@ -16,6 +16,8 @@ from vision3d.camera import Intrinsics, convert_pose
 from vision3d.errors import InputError
 from vision3d.io.files import atomic_write_json
 
+_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+
 
 def write_transforms(
     path: Path, cameras: Mapping[str, Intrinsics], poses: Mapping[str, np.ndarray] | None = None
@@ -24,7 +26,8 @@ def write_transforms(
 
     Args:
         path: of the file.
-        cameras: image file → camera. One camera for all goes to the top of the file, as nerfstudio likes it.
+        cameras: image file → camera; nerfstudio looks for the file from the folder of ``path``, unless it is
+            absolute. One camera for all goes to the top of the file, as nerfstudio likes it.
         poses: image file → (4, 4) camera-to-world pose in OpenCV axes, in metres where that is known. Without it
             every image gets the identity, which says where a camera is in its own frame and no more.
 
@@ -53,13 +56,16 @@ def read_transforms(path: Path) -> dict[str, tuple[Intrinsics, np.ndarray]]:
     """Image file → (camera, camera-to-world pose (4, 4) in OpenCV axes) of a ``transforms.json``.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: missing, damaged, or a camera with distortion.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = {}
         for frame in content["frames"]:
-            camera = Intrinsics.from_nerfstudio({**content, **frame})
+            entry = {**content, **frame}
+            if any(float(entry.get(name, 0)) for name in _DISTORTION):
+                raise InputError(f"{path}: a camera with distortion", "undistort the images first")
+            camera = Intrinsics.from_nerfstudio(entry)
             pose = np.array(frame["transform_matrix"], np.float64)
             result[str(frame["file_path"])] = camera, _from_nerfstudio(pose)
     except OSError as error:
