@@ -82,9 +82,11 @@ def test_a_result_without_matches_can_be_shown_and_saved(tmp_path: Path) -> None
     empty.save(tmp_path / "none")
 
 
-@pytest.mark.parametrize("text", ["x,y\n1,2\n3.5,4\n", "1,2\n3.5,4", "name,y_a,x_a\na,2,1\nb,4,3.5"])
+@pytest.mark.parametrize(
+    "text", ["x,y\n1,2\n3.5,4\n", "1,2\n3.5,4", "\ufeff1,2\n3.5,4", "name,y_a,x_a\na,2,1\nb,4,3.5"]
+)
 def test_points_are_read_by_name_or_place(tmp_path: Path, text: str) -> None:
-    (tmp_path / "p.csv").write_text(text)
+    (tmp_path / "p.csv").write_text(text, encoding="utf-8")
     assert read_points(tmp_path / "p.csv").tolist() == [[1, 2], [3.5, 4]]
 
 

@@ -157,6 +157,13 @@ def test_saving_twice_gives_equal_bytes(scene: ScenePrediction, tmp_path: Path) 
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
+def test_a_map_of_no_bytes_is_named(scene: ScenePrediction, tmp_path: Path) -> None:
+    scene.save(tmp_path)
+    (tmp_path / "normals.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="make it again"):
+        ScenePrediction.load(tmp_path)
+
+
 def test_trimesh_and_open3d_read_the_glb_in_metres(scene: ScenePrediction, tmp_path: Path) -> None:
     import trimesh
 

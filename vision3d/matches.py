@@ -352,7 +352,7 @@ def read_points(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read as points ({error})", "give a CSV file with x and y"

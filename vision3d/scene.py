@@ -279,7 +279,7 @@ class ScenePrediction(Prediction):
                 sources={name: _read_provenance(entry) for name, entry in description["sources"].items()},
                 provenance=_read_provenance(record),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(f"the scene in {folder} cannot be read ({error})", "make it again") from error
 
     # ------------------------------------------------------------------ using

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from scipy.spatial.transform import Rotation
 
 from vision3d.camera import Intrinsics, invert_pose, look_at, transform_points
 from vision3d.errors import InputError
-from vision3d.geometry.pose import poses_of_views, relative_pose, triangulate, with_metric_scale
+from vision3d.geometry.pose import (
+    poses_by_colmap,
+    poses_of_views,
+    relative_pose,
+    triangulate,
+    with_metric_scale,
+)
 
 A = Intrinsics(500.0, 500.0, 320.0, 240.0, 640, 480)
 B = Intrinsics(650.0, 640.0, 350.0, 230.0, 700, 460)
@@ -114,6 +122,37 @@ def test_three_views_without_depth_share_one_unit() -> None:
     lengths = np.linalg.norm(views.poses[1:, :3, 3], axis=1)
     expected = np.linalg.norm(np.array(truth)[1:, :3, 3], axis=1)
     assert lengths[1] / lengths[0] == pytest.approx(expected[1] / expected[0], rel=0.06)
+
+
+def test_depth_of_the_last_view_alone_does_not_mix_units() -> None:
+    images, depths, truth = textured_views(3)
+    camera = Intrinsics(300, 300, 160, 120, 320, 240)
+    views = poses_of_views(images, [camera] * 3, [None, None, depths[2]], refine=False)
+    unit = np.linalg.norm(truth[1][:3, 3])
+    assert not views.metric
+    for pose, true in zip(views.poses, truth, strict=True):
+        assert np.linalg.norm(unit * pose[:3, 3] - true[:3, 3]) < 0.08
+
+
+def test_colmap_starts_without_what_an_earlier_run_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COLMAP itself is stood in for: it finds nothing, and notes what there was."""
+    (tmp_path / "sparse").mkdir()
+    (tmp_path / "database.db").write_bytes(b"of other photographs")
+    left: list[Path] = []
+    colmap = SimpleNamespace(
+        ImageReaderOptions=SimpleNamespace,
+        IncrementalPipelineOptions=SimpleNamespace,
+        CameraMode=SimpleNamespace(SINGLE=0),
+        extract_features=lambda database, *_, **__: left.extend(database.parent.iterdir()),
+        match_exhaustive=lambda database: None,
+        incremental_mapping=lambda *_: {},
+    )
+    monkeypatch.setitem(sys.modules, "pycolmap", colmap)
+    with pytest.raises(InputError, match="no model"):
+        poses_by_colmap([tmp_path / "a.png"], A, tmp_path)
+    assert left == []
 
 
 def test_photographs_without_overlap_are_named() -> None:

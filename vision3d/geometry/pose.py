@@ -8,6 +8,7 @@ triangulated points. More views: a spanning tree of the best pairs, joined by co
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,7 +250,8 @@ def poses_of_views(
     Args:
         images: (H, W, 3) uint8.
         cameras: their intrinsics.
-        depths: (H, W) z-depth in metres; sets the unit of length. Without any, the first pair's distance is 1.
+        depths: (H, W) z-depth in metres; sets the unit of length. If neither view of the first pair has it (the first
+            view and the one with most matches in it), their distance is 1.
         threshold: distance from the epipolar line in pixels.
         refine: move poses and points together until the reprojection errors are least.
         seed: of the random samples.
@@ -266,7 +268,7 @@ def poses_of_views(
     edges = _pairs(images, cameras, depths, threshold, seed)
     order = _spanning_tree(edges, count)
     poses, scales = _chain(edges, order, cameras)
-    metric = all(edge.pose.metric for edge in scales)
+    metric = scales[0].pose.metric
     shared = np.zeros(count, int)
     for (i, j), edge in edges.items():
         shared[i] += int(edge.pose.inliers.sum())
@@ -337,7 +339,10 @@ def _directed(edges: dict[tuple[int, int], _Edge], first: int, second: int) -> t
 def _chain(
     edges: dict[tuple[int, int], _Edge], order: list[tuple[int, int]], cameras: Sequence[Intrinsics]
 ) -> tuple[list[np.ndarray], list[_Edge]]:
-    """Camera-to-world poses along the tree; without metric scale, pairs are brought to one unit by shared points."""
+    """Camera-to-world poses along the tree, in the unit of its first pair.
+
+    Pairs of another unit (all but metric ones after a metric one) are brought to it by points they share.
+    """
     poses: dict[int, np.ndarray] = {0: np.eye(4)}
     seen: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # view → (pixels, depth in the world's unit)
     used = []
@@ -351,7 +356,7 @@ def _chain(
         if not forward:
             points = transform_points(invert_pose(edge.pose.b_to_a), points)
         factor = 1.0
-        if not edge.pose.metric and known in seen:
+        if used and not (used[0].pose.metric and edge.pose.metric):
             factor = _common_scale(seen[known], pixels_known, points[:, 2])
         relative = relative.copy()
         relative[:3, 3] *= factor
@@ -466,7 +471,7 @@ def poses_by_colmap(paths: Sequence[Path], camera: Intrinsics, folder: Path) -> 
     Args:
         paths: image files of one folder.
         camera: their intrinsics, which stay fixed.
-        folder: for COLMAP's database and model.
+        folder: for COLMAP's database and model; those of an earlier run are replaced.
 
     Raises:
         ResourceError: pycolmap is not installed.
@@ -479,7 +484,11 @@ def poses_by_colmap(paths: Sequence[Path], camera: Intrinsics, folder: Path) -> 
             "this needs pycolmap, which is not installed", "pip install 'vision3d[sfm]'"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    database = folder / "database.db"
+    database, sparse = folder / "database.db", folder / "sparse"
+    # COLMAP would go on with the cameras and photographs of an earlier run.
+    for file in folder.glob("database.db*"):
+        file.unlink()
+    shutil.rmtree(sparse, ignore_errors=True)
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = "PINHOLE"
     reader.camera_params = ",".join(str(v) for v in (camera.fx, camera.fy, camera.cx, camera.cy))
@@ -496,7 +505,7 @@ def poses_by_colmap(paths: Sequence[Path], camera: Intrinsics, folder: Path) -> 
     options.ba_refine_focal_length = False
     options.ba_refine_principal_point = False
     options.ba_refine_extra_params = False
-    models = pycolmap.incremental_mapping(database, root, folder / "sparse", options)
+    models = pycolmap.incremental_mapping(database, root, sparse, options)
     if not models:
         raise InputError("COLMAP found no model", "give photographs that overlap more")
     best = max(models.values(), key=lambda model: model.num_reg_images())
