@@ -251,9 +251,7 @@ class DMCalib(Residency):
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of the computation."""
-        parameter = next(self.unet.parameters())
-        source = getattr(self.unet, "_weight_source", None)
-        return source.dtype if parameter.is_meta and source is not None and source.dtype else parameter.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def latent_scale(self) -> float:

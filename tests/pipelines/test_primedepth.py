@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vision3d.backbone import sharing
+from vision3d.backbone.loading import parameter_bytes
 from vision3d.backbone.text import to_open_clip
 from vision3d.errors import InputError, WeightsError
 from vision3d.evaluation.parity.recipe import RecipeWeights
@@ -151,6 +152,18 @@ def test_networks_that_take_turns_give_the_same_bits(model: PrimeDepth, narrow_f
     assert np.array_equal(whole, turns)
     assert all(p.is_meta for n in (frugal.unet, frugal.refiner, frugal.depth_head) for p in n.parameters())
     assert np.array_equal(model(image).depth, whole)  # the networks that both share are fetched again
+
+
+def test_a_run_in_16_bits_says_so_before_a_network_is_read(narrow_file: Path) -> None:
+    frugal, other = (
+        PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu", torch_dtype=dtype, memory="100M")
+        for dtype in ("bf16", "fp32")
+    )
+    assert parameter_bytes(frugal.unet, frugal.depth_head) * 2 == parameter_bytes(
+        other.unet, other.depth_head
+    )
+    result = frugal(picture(16, 24, seed=5))
+    assert result.provenance.settings["dtype"] == "bfloat16" and frugal.device == torch.device("cpu")
 
 
 def test_a_caption_changes_the_result_and_is_embedded_once(model: PrimeDepth) -> None:

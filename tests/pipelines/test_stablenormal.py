@@ -439,6 +439,34 @@ def test_a_small_memory_budget_changes_no_number(folder: Path, pipeline: StableN
     assert np.array_equal(small(picture()).normals, pipeline(picture()).normals)
 
 
+def test_networks_that_take_turns_work_in_16_bits_on_photographs_tiles_and_frames(folder: Path) -> None:
+    from vision3d.pipelines.stablenormal.video import Stabiliser
+
+    whole, small = (
+        StableNormal.from_pretrained(folder, torch_dtype="bf16", device="cpu", memory=memory)
+        for memory in ("auto", "1M")
+    )
+    assert small.device == torch.device("cpu") and small.unet.dtype == torch.bfloat16
+    for options in ({"steps": 2}, {"tile": 64, "turbo": True}):
+        image = picture(48, 96, seed=21)
+        result = small(image, **options)
+        assert result.provenance.settings["dtype"] == "bfloat16"
+        shared_latents().clear()
+        assert np.array_equal(result.normals, whole(image, **options).normals)
+    frame = Photo(picture(), "clip/000000", Path("clip.mp4"))
+    steady = Stabiliser(small, NormalOptions(stabilise=0.5, turbo=True))
+    assert np.array_equal(steady(frame).normals, whole(picture(), turbo=True).normals)
+
+
+def test_pipelines_of_other_precision_share_no_network(folder: Path, pipeline: StableNormal) -> None:
+    before = pipeline(picture(seed=22)).normals
+    short = StableNormal.from_pretrained(folder, torch_dtype="bf16", device="cpu")
+    assert short.unet is not pipeline.unet and short.vae is not pipeline.vae
+    assert short(picture(seed=22)).provenance.settings["dtype"] == "bfloat16"
+    shared_latents().clear()
+    assert np.array_equal(pipeline(picture(seed=22)).normals, before)
+
+
 # Tiles and video ----------------------------------------------------------------------------------------
 
 

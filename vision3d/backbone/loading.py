@@ -308,6 +308,8 @@ def empty_weights() -> Iterator[None]:
 def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.Module:
     """Binds a network (made under ``empty_weights``) to its weights and, by default, loads them.
 
+    A network whose weights are not loaded already has the floating type that they will have.
+
     Raises:
         WeightsError: names or shapes do not fit, or values are not finite.
     """
@@ -315,14 +317,18 @@ def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.
     known = getattr(
         tensors, "shapes", None
     )  # mappings that make their tensors when asked tell shapes for free
-    shapes = {}
+    shapes, dtypes = {}, {}
     for name, stored in source.names.items():
         value = tensors[stored] if known is None else torch.empty(known[stored], device="meta")
         shapes[name] = tuple((source.transform(name, value) if source.transform else value).shape)
+        dtypes[name] = source.dtype if source.dtype and value.is_floating_point() else value.dtype
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     check_keys(expected, shapes, f"{source.path.name} as {source.label}")
     module._weight_source = source  # type: ignore[assignment]
     module.eval().requires_grad_(False)
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            parameter.data = parameter.data.to(dtypes[name])
     if load:
         load_weights(module)
     return module

@@ -73,6 +73,11 @@ class DiffusersResidency(Residency):
     components: dict[str, Any]
     unet: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where networks run, loaded or not."""
+        return self._device
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves (and casts) every loaded network, as ``DiffusionPipeline.to`` does."""
         for network in self.components.values():

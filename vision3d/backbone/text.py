@@ -400,16 +400,7 @@ class TextEncoder:
 
     def _precision(self) -> torch.dtype:
         """The dtype in which the tower computes, or would if it were loaded."""
-        if self._given is None:
-            return self._dtype
-        parameter = next(self._given.parameters())
-        source: WeightSource | None = getattr(self._given, "_weight_source", None)
-        if not parameter.is_meta or source is None:
-            return parameter.dtype
-        if source.dtype is not None:
-            return source.dtype
-        stored = source.tensors if source.tensors is not None else open_checkpoint(source.path)
-        return stored[next(iter(source.names.values()))].dtype
+        return self._dtype if self._given is None else next(self._given.parameters()).dtype
 
     def _file(self, prompt: str, layer: Layer) -> Path | None:
         parts = [
