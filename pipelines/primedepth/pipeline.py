@@ -26,7 +26,7 @@ from vision3d.backbone import loading
 from vision3d.backbone.residency import DiffusersResidency
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.sharing import share, shared_moments
-from vision3d.backbone.text import TextEncoder, load_text_tower
+from vision3d.backbone.text import Layer, TextEncoder, load_text_tower
 from vision3d.backbone.vae import encode_moments
 from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
@@ -52,7 +52,8 @@ def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, in
     """Size ``(height, width)`` at which an image is processed.
 
     Images within ``max_size`` keep their size. Larger ones are scaled as torchvision's ``Resize`` does: a square to
-    ``max_size``, others to a shorter side of ``max_size - 1`` unless the longer then exceeds ``max_size``.
+    ``max_size``, others to a shorter side of ``max_size - 1`` unless the longer then exceeds ``max_size``. No side
+    becomes smaller than one latent.
     """
     if max(height, width) <= max_size:
         return height, width
@@ -61,7 +62,7 @@ def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, in
     short, long = min(height, width), max(height, width)
     new_short, new_long = max_size - 1, int((max_size - 1) * long / short)
     if new_long > max_size:
-        new_short, new_long = int(max_size * new_short / new_long), max_size
+        new_short, new_long = max(8, int(max_size * new_short / new_long)), max_size
     return (new_short, new_long) if height < width else (new_long, new_short)
 
 
@@ -81,9 +82,11 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         refiner: reads the UNet's preimage.
         depth_head: refiner output to three channels whose mean is the inverse depth.
         segmentation_head: refiner output to 150 class logits; may be absent.
-        text_encoder, tokenizer: tower for the caption, all layers and the final norm ("last"); may be absent when
-            only prompts whose embeddings are cached are used.
+        text_encoder, tokenizer: tower for the caption; may be absent when only prompts whose embeddings are cached
+            are used.
         max_size: longest side at which photographs are processed unless a call says otherwise.
+        text_layer: of the tower, followed by its final norm: ``last``, as published, or ``penultimate`` for weights
+            that were trained with the tower of an SD 2.x folder, which ends there.
     """
 
     model_cpu_offload_seq = "text_encoder->vae->unet->refiner->depth_head->segmentation_head"
@@ -99,9 +102,10 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
         max_size: int = 1024,
+        text_layer: Layer = "last",
     ) -> None:
         super().__init__()
-        self.register_to_config(max_size=max_size)
+        self.register_to_config(max_size=max_size, text_layer=text_layer)
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -183,7 +187,10 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             "depth_head": PredictionHead,
             "segmentation_head": PredictionHead,
         }
-        networks: dict[str, Any] = {"max_size": index.get("max_size", 1024)}
+        networks: dict[str, Any] = {
+            "max_size": index.get("max_size", 1024),
+            "text_layer": index.get("text_layer", "last"),
+        }
         for name, kind in kinds.items():
             if (folder / name).is_dir():
                 networks[name] = loading.load_component(kind, folder / name, dtype=dtype, load=False)
@@ -227,7 +234,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
                     "give one with --text-encoder (OpenCLIP ViT-H/14, all 24 layers)",
                 )
             encoder = TextEncoder(self.text_encoder, self.tokenizer, pad=0, device=self._device)
-            self._prompts[prompt] = encoder.embed([prompt], layer="last")
+            self._prompts[prompt] = encoder.embed([prompt], layer=self.config.text_layer)
             encoder.drop()
         return self._prompts[prompt]
 

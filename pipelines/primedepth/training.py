@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vision3d.backbone.schedule import add_noise
+from vision3d.backbone.text import Layer, is_cut
 from vision3d.backbone.vae import set_group_norm_eps
 from vision3d.geometry.affine import fit_scale_shift
 from vision3d.io.files import atomic_write_json
@@ -286,7 +287,8 @@ class PrimeDepthTask(CaptionedTask):
         for name in ("vae", "unet", "text_encoder", "refiner", "depth_head", "segmentation_head"):
             export_component(getattr(self, name), folder / name)
         self.hand_on(folder, "tokenizer", "scheduler")
-        write_pipeline_index(folder, self._recipe.max_size)
+        layer: Layer = "penultimate" if is_cut(self.text_encoder) else "last"
+        write_pipeline_index(folder, self._recipe.max_size, layer)
 
 
 def _to_size(inverse: Tensor, valid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -302,8 +304,8 @@ def absrel(prediction: Tensor, depth: Tensor) -> float:
     return float(((fitted - depth[None]).abs() / depth[None])[valid].mean())
 
 
-def write_pipeline_index(folder: Path, max_size: int) -> None:
-    """``model_index.json`` that makes ``folder`` a PrimeDepth pipeline."""
+def write_pipeline_index(folder: Path, max_size: int, text_layer: Layer) -> None:
+    """``model_index.json`` that makes ``folder`` a PrimeDepth pipeline; arguments as that takes them."""
     from diffusers import __version__ as version
 
     network = "vision3d.pipelines.primedepth.network"
@@ -311,6 +313,7 @@ def write_pipeline_index(folder: Path, max_size: int) -> None:
         "_class_name": "PrimeDepth",
         "_diffusers_version": version,
         "max_size": max_size,
+        "text_layer": text_layer,
         "vae": ["diffusers", "AutoencoderKL"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "refiner": [network, "PreimageRefiner"],

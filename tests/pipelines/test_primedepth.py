@@ -107,6 +107,12 @@ def test_large_images_are_scaled_down_and_the_result_up_again(model: PrimeDepth)
     np.testing.assert_allclose(large.depth, expected, atol=1e-5)
 
 
+def test_a_long_panorama_keeps_a_row_of_latents(model: PrimeDepth) -> None:
+    assert working_size(100, 1600, 112) == (8, 112) and working_size(1600, 32, 112) == (112, 8)
+    result = model(picture(16, 400), max_size=112)
+    assert result.depth.shape == (16, 400) and np.isfinite(result.depth).all()
+
+
 def test_the_geometry_of_a_cut_out_is_cut_out(model: PrimeDepth) -> None:
     alpha = np.zeros((96, 64, 1), np.uint8)
     alpha[20:80, 10:40] = 255

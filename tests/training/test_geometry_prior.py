@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vision3d.backbone import text
 from vision3d.pipelines.primedepth import PrimeDepth
 from vision3d.pipelines.primedepth import training as primedepth
 from vision3d.pipelines.primedepth.training import PrimeDepthTask
@@ -156,6 +157,24 @@ def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_its_unet(prior_folde
     trainer.export(tmp_path / "depth")
     pipeline = PrimeDepth.from_pretrained(tmp_path / "depth", device="cpu")
     assert pipeline(torch.rand(3, 40, 48)).depth.shape == (40, 48)
+
+
+def test_an_export_embeds_captions_as_its_training_did_from_a_tower_without_its_last_layer(
+    prior_folder, world, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
+    recipe = replace(
+        primedepth.PRESETS["mini"], crops=((24, 32, 2),), head_channels=(4, 4, 8, 8), refiner_channels=8
+    )
+    for full, layer in ((2, "last"), (3, "penultimate")):
+        monkeypatch.setitem(text.FULL_DEPTH, UNET.text_width, full)
+        task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
+        task.build()
+        task.export(tmp_path / layer)
+        pipeline = PrimeDepth.from_pretrained(tmp_path / layer, device="cpu")
+        assert pipeline.config.text_layer == layer
+        expected = task.context(prior.tokenise(task.tokenizer, ["a red chair"]))
+        torch.testing.assert_close(pipeline.prompt_embeddings("a red chair"), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_frozen_prior_gets_no_gradient(prior_folder, world):

@@ -317,7 +317,8 @@ def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.
     known = getattr(
         tensors, "shapes", None
     )  # mappings that make their tensors when asked tell shapes for free
-    shapes, dtypes = {}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for name, stored in source.names.items():
         value = tensors[stored] if known is None else torch.empty(known[stored], device="meta")
         shapes[name] = tuple((source.transform(name, value) if source.transform else value).shape)

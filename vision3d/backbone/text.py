@@ -229,6 +229,12 @@ def _tower_config(
     )
 
 
+def is_cut(tower: CLIPTextModel) -> bool:
+    """Whether a tower was published without its last layer, so that its own last is the ``penultimate``."""
+    full = FULL_DEPTH.get(tower.config.hidden_size)
+    return full is not None and tower.config.num_hidden_layers == full - 1
+
+
 @torch.no_grad()
 def encode(
     tower: CLIPTextModel,
@@ -242,10 +248,10 @@ def encode(
     """
     if layer not in ("last", "penultimate"):
         raise InputError(f"no text layer {layer!r}", "choose last or penultimate")
-    config = tower.config
-    depth, full = config.num_hidden_layers, FULL_DEPTH.get(config.hidden_size)
-    is_cut = full is not None and depth == full - 1
-    if is_cut and layer == "last":
+    cut = is_cut(tower)
+    if cut and layer == "last":
+        depth = tower.config.num_hidden_layers
+        full = depth + 1
         raise WeightsError(
             f"this text tower has {depth} of {full} layers (as SD 2.x folders do), so its last layer is the "
             "penultimate one and the true last cannot be computed",
@@ -253,7 +259,7 @@ def encode(
         )
     device = next(tower.parameters()).device
     ids = ids.to(device)
-    if layer == "last" or is_cut:
+    if layer == "last" or cut:
         return tower(ids).last_hidden_state
     states = tower(ids, output_hidden_states=True).hidden_states[-2]
     return getattr(tower, "text_model", tower).final_layer_norm(states)
