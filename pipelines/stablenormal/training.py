@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vision3d.backbone.dino import Dino, DinoConfig, load_dino, normalise
+from vision3d.backbone.loading import load_weights, read_config
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.text import load_text_tower
 from vision3d.backbone.unet import denoise
@@ -179,7 +180,8 @@ class NormalsTask(DenseTask):
         recipe: sizes and training.
         source: images with normals.
         options: what the person set; ``init`` holds the prior (``vae``, ``unet``, ``text_encoder``,
-            ``tokenizer``) or an export of this method.
+            ``tokenizer``) or an export of this method. The prompt-free first stage needs no text parts and hands
+            them on to its refinement, which does.
     """
 
     presets: ClassVar[dict[str, NormalsRecipe]] = PRESETS
@@ -194,10 +196,14 @@ class NormalsTask(DenseTask):
         self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         self._contexts: dict[str, Tensor] = {}
 
-    def context(self, prompt: str, width: int) -> Tensor:
-        """Text states of a prompt ``(1, tokens, width)``, as inference has them; zeros in the prompt-free line."""
-        if self._recipe.line == "v1":
+    def context(self, name: str, width: int) -> Tensor:
+        """Text states ``(1, tokens, width)`` of the ``prompt`` or ``refine_prompt``, as inference has them.
+
+        The first stage of the prompt-free line has zeros.
+        """
+        if self._recipe.line == "v1" and name == "prompt":
             return zero_context(width, self.device, torch.float32)
+        prompt = str(SCALARS[name])
         if prompt not in self._contexts:
             from transformers import CLIPTokenizer
 
@@ -316,7 +322,8 @@ class NormalsTask(DenseTask):
     def _export_common(self, folder: Path) -> dict[str, Any]:
         export_component(self.vae, folder / "vae")
         parts: dict[str, Any] = {"vae": self.vae}
-        if self._recipe.line == "v0":
+        there = (self.init / "text_encoder").is_dir() and (self.init / "tokenizer").is_dir()
+        if self._recipe.line == "v0" or there:
             from transformers import CLIPTokenizer
 
             tower = load_text_tower(component_folder(self.init, "text_encoder"), dtype=torch.float32)
@@ -355,8 +362,6 @@ class YosoTask(NormalsTask):
         return nn.ModuleDict(parts)
 
     def _text_width(self) -> int:
-        from vision3d.backbone.loading import read_config
-
         if self._recipe.line == "v1":
             return 1024
         return int(read_config(component_folder(self.init, "text_encoder"))["hidden_size"])
@@ -379,7 +384,7 @@ class YosoTask(NormalsTask):
     def predict(self, image_latents: Tensor, start: Tensor) -> Tensor:
         """Latent of the normal map."""
         recipe = self._recipe
-        context = self.context(str(SCALARS["prompt"]), self.unet.config.cross_attention_dim)
+        context = self.context("prompt", self.unet.config.cross_attention_dim)
         residuals = self.controlnet(image_latents, recipe.t_start, context)
         sample = image_latents if recipe.line == "v1" else start
         return denoise(self.unet, sample, recipe.t_start, context, residuals=residuals)
@@ -428,6 +433,8 @@ class RefineTask(NormalsTask):
     def __init__(self, recipe: NormalsRecipe, source: SampleSource, options: TaskOptions) -> None:
         super().__init__(recipe, source, options)
         component_folder(self.init, "controlnet")
+        component_folder(self.init, "text_encoder")
+        component_folder(self.init, "tokenizer", "vocab.json")
         if recipe.class_weight:
             self.fields = ("image", "normals", "semantic")
 
@@ -467,7 +474,10 @@ class RefineTask(NormalsTask):
     def _prior(self, loaded: dict[str, Any]) -> Dino:
         recipe = self._recipe
         if "dino" in loaded:
-            return trainable(loaded["dino"]) if recipe.dino is not None else loaded["dino"]
+            if recipe.dino is not None:
+                return trainable(loaded["dino"])
+            load_weights(loaded["dino"])
+            return loaded["dino"]
         if recipe.dino is None:
             from vision3d.weights import resolve
 
@@ -496,7 +506,7 @@ class RefineTask(NormalsTask):
         return self.dino(pixels)[0].map
 
     def _context(self, name: str) -> Tensor:
-        return self.context(str(SCALARS[name]), self.unet.config.cross_attention_dim)
+        return self.context(name, self.unet.config.cross_attention_dim)
 
     def one_step(self, image_latents: Tensor, start: Tensor) -> Tensor:
         """The frozen first stage's latent."""
@@ -571,6 +581,9 @@ class RefineTask(NormalsTask):
             parts[name] = getattr(self, name)
         if self._recipe.dino is not None:
             save_dino(self.dino, folder / "dino", torch.float16)
+        else:
+            self.hand_on(folder, "dino")
+        if (folder / "dino").is_dir():
             parts["dino"] = self.dino
         write_index(folder, parts, self.scalars())
 
@@ -613,8 +626,6 @@ def semantic_branch_of(unet: Any, width: int, embedding: tuple[int, ...]) -> Sem
 
 def trainable(network: Any) -> Any:
     """A network bound to a file as one of its own: weights read, copied, and no longer fetched from there."""
-    from vision3d.backbone.loading import load_weights
-
     load_weights(network)
     values = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(values, assign=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from vision3d.backbone.dino import DinoConfig
+from vision3d.backbone.dino import Dino, DinoConfig
 from vision3d.errors import InputError
 from vision3d.pipelines.stablenormal import StableNormal
 from vision3d.pipelines.stablenormal import training as module
+from vision3d.pipelines.stablenormal.checkpoint import save_dino
 from vision3d.pipelines.stablenormal.training import MINI, RefineTask, YosoTask, image_branch_of
 from vision3d.training import dense
 from vision3d.training.task import TaskOptions
@@ -76,7 +78,7 @@ def test_both_stages_train_and_their_export_is_the_pipeline(first: Path, tmp_pat
     x = torch.from_numpy(picture()).permute(2, 0, 1)[None].float() / 255
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        task.context("", 64)
+        task.context("prompt", 64)
         stages = task.stages(x, generator)
     plan = both.plan(module_options())
     draws = both.draw((4, 5), plan, torch.Generator().manual_seed(0))
@@ -118,6 +120,46 @@ def test_a_refinement_may_use_the_first_stages_image_branch(first: Path, tmp_pat
         == (first / "controlnet" / "diffusion_pytorch_model.safetensors").read_bytes()
     )
     assert exported[2] != exported[3]
+
+
+def test_a_frozen_dino_beside_the_first_stage_is_used_and_handed_on(
+    first: Path, tmp_path: Path, world
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(first, given)
+    network = Dino(TINY.dino)
+    torch.nn.init.normal_(network.pos_embed, std=0.5)
+    save_dino(network, given / "dino")
+    recipe = replace(TINY, dino=None, class_weight=0.0)
+    trainer = Trainer(RefineTask(recipe, world, TaskOptions(init=given)), SETTINGS, tmp_path / "run")
+    trainer.run()
+    trainer.export(tmp_path / "weights")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "weights" / "dino" / name).read_bytes() == (given / "dino" / name).read_bytes()
+    assert StableNormal.from_pretrained(tmp_path / "weights")(picture()).normals.shape == (32, 40, 3)
+
+
+def test_the_prompt_free_refinement_sees_text_and_its_first_stage_none(tmp_path: Path, world) -> None:
+    recipe = replace(TINY, line="v1", t_start=0, shrinkage=0.0, channels=None)
+    yoso = YosoTask(recipe, world, TaskOptions(init=EMBEDDED / "primedepth"))
+    yoso.build()
+    yoso.export(tmp_path / "first")
+    task = RefineTask(recipe, world, TaskOptions(init=tmp_path / "first"))
+    model = task.build()
+    for conv in task.dino_controlnet.controlnet_down_blocks:
+        torch.nn.init.normal_(conv.weight, std=0.1)
+    task.export(tmp_path / "both")
+    both = StableNormal.from_pretrained(tmp_path / "both")
+    plan = both.plan(module_options())
+    assert not plan.context.any() and plan.refine_context.any()
+    x = torch.from_numpy(picture()).permute(2, 0, 1)[None].float() / 255
+    model.eval()
+    with torch.no_grad():
+        stages = task.stages(x, torch.Generator().manual_seed(0))
+    draws = both.draw((4, 5), plan, torch.Generator().manual_seed(0))
+    latent = both.solve(x * 2 - 1, draws, plan)
+    assert torch.allclose(latent, stages["refined"], atol=0.05 * float(stages["refined"].std()))
+    assert not torch.allclose(latent, stages["one_step"], atol=0.05 * float(stages["refined"].std()))
 
 
 def test_shrinkage_pulls_two_noises_together(world) -> None:
