@@ -114,14 +114,21 @@ def encode_8bit(normals: np.ndarray, valid: np.ndarray | None = None) -> np.ndar
 def check_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A person's own mask as bool at the photograph's size: numbers above the middle of their range are inside.
 
+    Args:
+        mask: (H, W), or (H, W, C) whose first channel counts, or the last of 2 or 4 where the mask is transparent
+            here and there. The range is that of uint8, uint16 or [0, 1]; of other integers, 0 to their largest value.
+        size: (height, width) of the photograph.
+
     Raises:
-        InputError: it is no picture of one channel, or of another aspect ratio.
+        InputError: it is no picture, or of another aspect ratio.
     """
     mask = np.asarray(mask)
-    if mask.ndim == 3:
-        mask = mask[..., 3] if mask.shape[-1] == 4 else mask[..., 0]
-    if mask.ndim != 2 or 0 in mask.shape:
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
         raise InputError(f"mask of shape {mask.shape}", "give a picture with one channel")
+    if mask.ndim == 3:
+        alpha = mask[..., -1]
+        transparent = mask.shape[-1] in (2, 4) and alpha.min() < alpha.max()
+        mask = alpha if transparent else mask[..., 0]
     wide, expected = mask.shape[1] / mask.shape[0], size[1] / size[0]
     if abs(wide / expected - 1) > 0.02:
         raise InputError(
@@ -129,6 +136,7 @@ def check_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             "give a mask of the same shape",
         )
     if mask.dtype != bool:
-        top = np.iinfo(mask.dtype).max if mask.dtype.kind in "iu" else 1.0
+        tops = {"uint8": 255, "uint16": 65535}
+        top = tops.get(mask.dtype.name, mask.max()) if mask.dtype.kind in "iu" else 1.0
         mask = mask > top / 2 if mask.max() > 1 or mask.dtype.kind == "f" else mask > 0
     return resize_mask(mask, size)

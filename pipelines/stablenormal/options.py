@@ -30,7 +30,7 @@ class NormalOptions:
         mode: which pixels count without a mask: ``object`` (matting model), ``outdoor`` (vegetation and sky left
             out, segmentation model), ``indoor`` (all).
         semantic: whether DINO features guide the refinement.
-        conditioning_scale: of the image branch.
+        conditioning_scale: of the image branches and the semantic branch.
         ensemble: predictions from different noise that are averaged; more than 1 gives an uncertainty.
         tile: side in pixels of the tiles that larger photographs are processed in, with one view of the whole to
             fit them to.

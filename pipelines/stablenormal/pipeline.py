@@ -47,6 +47,7 @@ from vision3d.pipelines.stablenormal.options import NormalOptions
 from vision3d.pipelines.stablenormal.origin import locate
 from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
 from vision3d.pipelines.stablenormal.tiling import blend_normals
+from vision3d.pipelines.stablenormal.video import Stabiliser
 from vision3d.progress import progress, say
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Plan:
         steps: network calls of the second.
         context, refine_context: text inputs ``(1, tokens, width)`` of the stages.
         semantic: guide the second stage by DINO.
-        scale: of the image branches.
+        scale: of the image branches and the semantic branch.
     """
 
     refine: bool
@@ -372,7 +373,9 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
             return denoise(self.unet, sample, t, context.to(sample), residuals=residuals)
 
     @torch.no_grad()
-    def semantic_residuals(self, x: Tensor, size: tuple[int, int], context: Tensor) -> list[Tensor]:
+    def semantic_residuals(
+        self, x: Tensor, size: tuple[int, int], context: Tensor, scale: float = 1.0
+    ) -> list[Tensor]:
         """The semantic branch's tensors for images in [-1, 1] and a latent of ``size``; without a timestep.
 
         Raises:
@@ -384,7 +387,7 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
             features = self.dino.features(dino_input(x, self.config.dino_side), norm=True).map
         with self.resident(self.dino_controlnet):
             embedded = match_latent(self.dino_controlnet.embed(features), size)
-            return self.dino_controlnet.guide(embedded, context.to(embedded))
+            return self.dino_controlnet.guide(embedded, context.to(embedded), scale)
 
     @torch.no_grad()
     def refine(
@@ -527,7 +530,9 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         if self.refine_vae is not None and self.refine_vae is not self.vae:
             image_latent = self.encode(x, refine=True)
         size = (x0.shape[-2], x0.shape[-1])
-        injected = self.semantic_residuals(x, size, plan.refine_context) if plan.semantic else None
+        injected = None
+        if plan.semantic:
+            injected = self.semantic_residuals(x, size, plan.refine_context, plan.scale)
         return self.refine(image_latent, x0, draws, plan.refine_context, plan.steps, injected, plan.scale)
 
     def draw(self, size: tuple[int, int], plan: Plan, generator: torch.Generator) -> Draws:
@@ -587,9 +592,7 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
             InputError: an option is out of range, or a mask does not fit.
             WeightsError: no text tower for a new prompt.
         """
-        options = replace(options or NormalOptions(), dtype=str(self.unet.dtype).removeprefix("torch."))
-        if matting is not None:
-            options = replace(options, matting=matting.name)
+        options = self.recorded(options or NormalOptions(), matting)
         plan = self.plan(options)
         prepared = [self.prepare(p, options) for p in photos]
         found = [
@@ -607,6 +610,11 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
                 deviation = None if spread is None else spread[row : row + 1]
                 results[i] = self.result(photos[i], fields[row : row + 1], deviation, found[i], options, plan)
         return [results[i] for i in range(len(photos))]
+
+    def recorded(self, options: NormalOptions, matting: Matting | None) -> NormalOptions:
+        """Options as results record them: with the floating type and the matting model of the run."""
+        dtype = str(self.unet.dtype).removeprefix("torch.")
+        return replace(options, dtype=dtype, matting=options.matting if matting is None else matting.name)
 
     def prepare(self, photo: Photo, options: NormalOptions) -> Tensor:
         """``(1, 3, H, W)`` in [0, 1] on the CPU: on white, at the predictor's size."""
@@ -673,7 +681,8 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         for top, left, bottom, right in progress(tiling.boxes, description="tiles"):
             cut = full.cut(top // 8, left // 8, -(-(bottom - top) // 8), -(-(right - left) // 8))
             parts.append(self.field(images[:, :, top:bottom, left:right], cut, plan, native))
-        return blend_normals(parts, tiling, whole, smoothing=max(height, width) / max(self.side(options), 1))
+        side = self.side(options) or max(height, width)
+        return blend_normals(parts, tiling, whole, smoothing=max(height, width) / side)
 
     def result(
         self,
@@ -714,11 +723,16 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
     ) -> Iterator[NormalPrediction]:
         """Predictions one after the other, reading ``photos`` only as far as the next batch.
 
-        When memory runs out, batches get smaller; a line on screen says so. ``extras`` are as for :meth:`predict`,
-        without ``masks``.
+        When memory runs out, batches get smaller; a line on screen says so. With ``stabilise`` photographs go one by
+        one, since a frame needs the one before. ``extras`` are as for :meth:`predict`, without ``masks``.
         """
+        steady: Stabiliser | None = None
+        if options is not None and options.stabilise:
+            steady, batch_size = Stabiliser(self, options), 1
 
         def process(batch: Sequence[Photo]) -> list[NormalPrediction]:
+            if steady is not None:
+                return [steady(photo, **extras) for photo in batch]
             return self.predict(batch, options, **extras)
 
         return in_batches(process, photos, batch_size, generator=extras.get("generator"))

@@ -78,7 +78,8 @@ def normals(
         formats: further files to write.
         mode: what counts where neither a mask nor transparency says so: the object or everything but sky and
             vegetation, both by the --matting model, or everything (indoor).
-        mask: picture of what counts (bright), or a folder of pictures named like the inputs.
+        mask: picture of what counts (bright, or opaque where it is transparent elsewhere), or a folder of pictures
+            named like the inputs.
         matting: folder or name of a model that finds the object (BiRefNet) or sky and vegetation (Mask2Former of
             Cityscapes).
         resolution: longest side to which photographs are brought first, in multiples of 64, as published (1024); 0
@@ -86,7 +87,8 @@ def normals(
         processing_resolution: longest side in pixels that the networks see (published: 768); 0 for all there is.
         match_input: results at the photographs' size; otherwise at the networks'.
         tile: side in pixels of the tiles that larger photographs are processed in.
-        stabilise: for videos, share of the frame before that is kept where it fits; 0 for none.
+        stabilise: for videos, share of the frame before that is kept where it fits; 0 for none. A stopped run that
+            goes on begins anew there: a small jump, which --overwrite avoids.
         ensemble: predictions from different noise to average; more than one also gives an uncertainty.
         seed: of the noise.
         prompt: text of the first stage; the weights' own by default.
@@ -236,7 +238,7 @@ class Masks:
     source: Path
 
     def __call__(self, photo: Photo) -> np.ndarray | None:
-        """The mask (H, W) of a photograph, or None if the folder has none for it."""
+        """The mask (H, W) or, with transparency, (H, W, 2) of a photograph; None if the folder has none for it."""
         import numpy as np
         from PIL import Image, UnidentifiedImageError
 
@@ -245,12 +247,7 @@ class Masks:
             if self.source.is_file() or file.stem in names:
                 try:
                     with Image.open(file) as image:
-                        plain = (
-                            image.convert("RGBA").getchannel("A")
-                            if image.mode in ("RGBA", "LA")
-                            else image.convert("L")
-                        )
-                        return np.asarray(plain)
+                        return np.asarray(image.convert("LA" if image.mode in ("RGBA", "LA") else "L"))
                 except (OSError, UnidentifiedImageError) as error:
                     raise InputError(
                         f"{file} cannot be read as a mask ({error})", "give a picture"

@@ -2,7 +2,8 @@
 
 Two things are carried from frame to frame by optical flow, both ours: the noise, so that a surface keeps the noise
 that it had; and the latent of the normal map, of which a share is kept where the frames match. Neither looks ahead,
-so frames come out as they come in. Where nothing matches (a cut, something uncovered) a frame stands for itself.
+so frames come out as they come in. Where nothing matches (a cut, something uncovered) a frame stands for itself, and
+so does the first that a run sees: one that goes on with a video is not steadied by what an earlier run has written.
 """
 
 from __future__ import annotations
@@ -52,20 +53,28 @@ class Stabiliser:
         self._before: _Shot | None = None
 
     def __call__(
-        self, photo: Photo, mask: np.ndarray | None = None, matting: Matting | None = None
+        self,
+        photo: Photo,
+        mask: np.ndarray | None = None,
+        matting: Matting | None = None,
+        generator: torch.Generator | None = None,
     ) -> NormalPrediction:
-        """The normals of the next frame; a photograph that is no frame, or of another video, starts anew."""
-        pipeline, options = self.pipeline, self.options
+        """The normals of the next frame; a photograph that is no frame, or of another video, starts anew.
+
+        Arguments are as for :meth:`StableNormal.predict`.
+        """
+        pipeline = self.pipeline
+        options = pipeline.recorded(self.options, matting)
         source = str(photo.path) if photo.path is not None and is_video(photo.path) else ""
         if not source or options.tile is not None or options.ensemble > 1:
             self._before = None
-            return pipeline.predict([photo], options, masks=[mask], matting=matting)[0]
+            return pipeline.predict([photo], options, masks=[mask], matting=matting, generator=generator)[0]
         plan = pipeline.plan(options)
         images = pipeline.prepare(photo, options)
         height, width = images.shape[-2:]
         pixels = np.ascontiguousarray((images[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
         grid = pipeline.latent_size((height, width), options)
-        draws = pipeline.draw(grid, plan, torch.Generator().manual_seed(options.seed))
+        draws = pipeline.draw(grid, plan, generator or torch.Generator().manual_seed(options.seed))
         before, moved = self._before, None
         if before is not None and before.source == source and before.pixels.shape == pixels.shape:
             found = motion(before.pixels, pixels)

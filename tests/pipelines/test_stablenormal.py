@@ -24,7 +24,7 @@ from vision3d.backbone.unet import denoise
 from vision3d.cli import main
 from vision3d.errors import InputError, WeightsError
 from vision3d.io.images import Photo, load_photo
-from vision3d.pipelines.stablenormal import StableNormal
+from vision3d.pipelines.stablenormal import StableNormal, imaging
 from vision3d.pipelines.stablenormal import pipeline as module
 from vision3d.pipelines.stablenormal.checkpoint import line_of, load_semantic, parse_version
 from vision3d.pipelines.stablenormal.matting import Matting
@@ -208,6 +208,15 @@ def test_semantic_guidance_changes_the_refinement_and_can_be_left_out(pipeline: 
     assert turbo.effective["stages"] == 1 and turbo.effective["t_start"] == 0
 
 
+def test_the_conditioning_scale_weighs_the_semantic_branch(pipeline: StableNormal) -> None:
+    x = torch.from_numpy(picture().copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    plan = pipeline.plan(NormalOptions(conditioning_scale=0.0))
+    draws = pipeline.draw((6, 8), plan, torch.Generator().manual_seed(0))
+    assert torch.equal(
+        pipeline.solve(x, draws, plan), pipeline.solve(x, draws, replace(plan, semantic=False))
+    )
+
+
 def test_one_step_of_the_prompt_free_line_needs_no_text_and_no_noise() -> None:
     parts = networks(2)
     bare = StableNormal(**parts, line="v1", default_resolution=0, default_processing_resolution=64)
@@ -245,6 +254,10 @@ def test_masks_come_from_the_person_the_alpha_or_a_model(pipeline: StableNormal)
         def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             return [self.gain * (x.mean(1, keepdim=True))]
 
+    opaque = np.dstack([np.where(mask, 255, 0)[..., None].repeat(3, 2), np.full(mask.shape, 255)])
+    for drawn in (np.where(mask, 255, 0), mask.astype(np.int32), opaque.astype(np.uint8)):
+        assert np.array_equal(imaging.check_mask(drawn, (48, 64)), mask), drawn.dtype
+
     matte = Matting(Brightness(), "object", "brightness", side=64)
     half = np.full((48, 64, 3), 250, np.uint8)
     half[:24] = 5
@@ -252,6 +265,18 @@ def test_masks_come_from_the_person_the_alpha_or_a_model(pipeline: StableNormal)
     assert not found[:20].any() and found[28:].all()
     with pytest.raises(InputError, match="mask"):
         pipeline(picture(), mask=np.zeros((64, 48), bool))
+
+
+def test_a_mask_file_counts_where_it_is_bright_unless_parts_of_it_are_transparent(tmp_path: Path) -> None:
+    from vision3d.pipelines.stablenormal.verb import Masks
+
+    left = np.zeros((48, 64), np.uint8)
+    left[:, :20] = 255
+    full = np.full_like(left, 255)
+    for name, channels in (("bright", (left, left, left, full)), ("cut", (full, full, full, left))):
+        Image.fromarray(np.dstack(channels)).save(tmp_path / f"{name}.png")
+        mask = Masks(tmp_path / f"{name}.png")(Photo(picture()))
+        assert np.array_equal(imaging.check_mask(mask, (48, 64)), left > 0), name
 
 
 def test_outdoors_sky_and_vegetation_do_not_count() -> None:
@@ -504,6 +529,12 @@ def test_a_large_photograph_in_tiles_has_its_size_and_repeats(pipeline: StableNo
     assert np.allclose(np.linalg.norm(a.normals, axis=-1), 1, atol=1e-5)
 
 
+def test_tiles_take_the_view_of_the_whole_for_as_fine_as_it_was(pipeline: StableNormal) -> None:
+    side = {"tile": 64, "turbo": True}
+    native, named = (pipeline(picture(64, 96), processing_resolution=n, **side) for n in (0, 96))
+    np.testing.assert_allclose(native.normals, named.normals, atol=1e-4)
+
+
 def test_carrying_noise_and_latents_along_makes_a_video_flicker_less(pipeline: StableNormal) -> None:
     from vision3d.geometry.flow import flicker, motion
     from vision3d.pipelines.stablenormal.video import Stabiliser
@@ -520,6 +551,13 @@ def test_carrying_noise_and_latents_along_makes_a_video_flicker_less(pipeline: S
     assert flicker(calm, motions) < 0.8 * flicker(plain, motions)
     cut = Photo(picture(64, 96, seed=77), "clip/000009", Path("clip.mp4"))
     assert np.array_equal(steady(cut).normals, pipeline.predict([cut], options)[0].normals)
+    streamed = list(pipeline.stream(photos[:2], replace(options, stabilise=0.7), batch_size=2))
+    assert all(np.array_equal(a.normals, b) for a, b in zip(streamed, calm, strict=False))
+    draws = [
+        next(pipeline.stream(photos[:1], replace(options, stabilise=0.7), generator=source)).normals
+        for source in (torch.Generator().manual_seed(0), torch.Generator().manual_seed(5))
+    ]
+    assert np.array_equal(draws[0], calm[0]) and not np.array_equal(draws[1], calm[0])
 
 
 # The verb -----------------------------------------------------------------------------------------------
