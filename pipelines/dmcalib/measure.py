@@ -166,10 +166,15 @@ def _metrology(
                 raise InputError(
                     f"{source} holds no {file.name}", "give a photograph, or a result of 'calibrate --depth'"
                 )
-        entry = json.loads(files[0].read_text(encoding="utf-8"))
-        camera = Intrinsics.from_dict(entry)
-        covariance = None if entry.get("covariance") is None else np.array(entry["covariance"])
-        depth = np.load(files[1], allow_pickle=False)
+        try:
+            entry = json.loads(files[0].read_text(encoding="utf-8"))
+            camera = Intrinsics.from_dict(entry)
+            covariance = None if entry.get("covariance") is None else np.array(entry["covariance"])
+            depth = np.load(files[1], allow_pickle=False)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise InputError(
+                f"{source}: damaged result ({error})", "calibrate that photograph again"
+            ) from error
         metrology = Metrology(depth, camera, covariance, scale_sigma=scale_error)
         return metrology, _camera_line(camera), []
     from vision3d.io.images import load_photo

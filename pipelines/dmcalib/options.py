@@ -143,8 +143,10 @@ class CalibrationOptions:
         Raises:
             InputError: naming the value.
         """
-        if self.steps is not None and not 1 <= self.steps <= 1000:
-            raise InputError(f"steps {self.steps}", "give 1 to 1000")
+        # Leading spacing starts one above the multiples of 1000 // steps, so that 1000 would leave the schedule.
+        most = 1000 if self.spacing == "trailing" else 999
+        if self.steps is not None and not 1 <= self.steps <= most:
+            raise InputError(f"steps {self.steps}", f"give 1 to {most}")
         if self.ensemble is not None and self.ensemble < 1:
             raise InputError(f"ensemble {self.ensemble}", "give 1 or more samples")
         if self.max_size is not None and (self.max_size < 64 or self.max_size % 8):

@@ -63,7 +63,7 @@ Probe = Callable[[str, Tensor], None]
 
 def few_step_timesteps(steps: int) -> np.ndarray:
     """Descending steps with trailing spacing, from the end of the schedule: int64 ``(steps,)``."""
-    return np.round(np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps)).astype(np.int64) - 1
+    return np.round(np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps)).astype(np.int64)[:steps] - 1
 
 
 def depth_from_output(output: Tensor, scale_10: bool) -> Tensor:
@@ -614,9 +614,8 @@ class DMCalib(Residency):
             return self.calibrate([load_photo(images)], chosen, generator=generator)[0]
         photos = (reference.load() for reference in iter_photos(images))
         if chosen.shared:
-            predictions = list(
-                self.stream(photos, replace(chosen, shared=False, depth=False), batch_size=batch_size)
-            )
+            single = replace(chosen, shared=False, depth=False)
+            predictions = list(self.stream(photos, single, batch_size=batch_size, generator=generator))
             return self.finish_shared(predictions, chosen)
         return list(self.stream(photos, chosen, batch_size=batch_size, generator=generator))
 
@@ -625,11 +624,15 @@ class DMCalib(Residency):
     ) -> list[CameraPrediction]:
         """Predictions made one by one, brought to their shared camera; then their depth, if asked for."""
         _check_same_size([p.photo for p in predictions if p.photo is not None])
+        options = replace(options, dtype=str(self.dtype).removeprefix("torch.")).completed(self.config)
+        origin = options.provenance(self.weights_name, self.weights_sha256)
         predictions = share_camera(predictions)
         for prediction in predictions:
+            prediction.provenance = origin
             if options.depth:
                 assert prediction.photo is not None
                 prediction.depth = self.depth(prediction.photo, prediction.intrinsics, options)
+                prediction.depth.provenance = origin
         return predictions
 
     def __repr__(self) -> str:

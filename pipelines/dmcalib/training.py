@@ -160,7 +160,7 @@ class CameraBatches:
     Every batch has pictures of one shape. Fields: ``image`` (B, 3, H, W) in [0, 1]; ``camera`` (B, 3, H, W) in [-1,
     1]; ``mask`` (B, H, W) bool, where there is a picture and neither padding nor band; ``depth`` (B, H, W) metres,
     inf for sky; ``focal`` (B, 2) and ``centre`` (B, 2) of the picture in pixels of the tensor; ``domain`` (B,) index
-    into :data:`DOMAINS`; ``row`` (B,) position in the stream.
+    into :data:`DOMAINS`.
 
     Args:
         source: the samples.

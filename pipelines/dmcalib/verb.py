@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,7 @@ import tyro
 
 from vision3d.engines import EngineName, engine_of
 from vision3d.errors import InputError
-from vision3d.progress import say
+from vision3d.progress import say, warn
 from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
 if TYPE_CHECKING:
@@ -256,15 +257,26 @@ class Loader:
         return process
 
     def _common_camera(self, pipeline: DMCalib) -> tuple[Intrinsics, Any, int]:
-        """Camera, covariance and number of photographs of all inputs together."""
+        """Camera, covariance and number of photographs of all inputs together that show one.
+
+        Raises:
+            InputError: none does, or their sizes differ.
+        """
         from vision3d.pipelines.dmcalib.pipeline import share_camera
 
         single = replace(self.options, shared=False, depth=False)
-        photos = (ref.load() for ref in photo_refs(list(self.shared_inputs), recursive=self.recursive))
         cameras = []
-        for prediction in pipeline.stream(photos, single):
+        for ref in readable_refs(self.shared_inputs, self.recursive):
+            try:
+                (prediction,) = pipeline.calibrate([ref.load()], single)
+                _ = prediction.intrinsics
+            except InputError as error:
+                warn(f"{ref.label}: left out of the shared camera ({error})")
+                continue
             # The pixels are not needed any more, and there may be many.
             cameras.append(replace_photo(prediction))
+        if not cameras:
+            raise InputError("no photograph shows a camera to share", "calibrate without --shared")
         shared = share_camera(cameras)[0]
         return shared.intrinsics, shared.covariance, shared.shared_by
 
@@ -277,11 +289,17 @@ def replace_photo(prediction: Any) -> Any:
 
 
 def photographs_digest(inputs: Sequence[str], recursive: bool) -> str:
-    """Checksum of all photographs of a run, which a shared camera depends on."""
+    """Checksum of all photographs of a run that can be read, which a shared camera depends on."""
     digest = hashlib.sha256()
-    for ref in photo_refs(list(inputs), recursive=recursive):
-        digest.update(ref.load().sha256.encode())
+    for ref in readable_refs(inputs, recursive):
+        with suppress(InputError):
+            digest.update(ref.load().sha256.encode())
     return digest.hexdigest()
+
+
+def readable_refs(inputs: Sequence[str], recursive: bool) -> Iterator[PhotoRef]:
+    """All images of a run without the videos that cannot be read, of which the run itself tells."""
+    return photo_refs(list(inputs), recursive=recursive, failed=lambda outcome: None)
 
 
 def export_cameras(

@@ -242,6 +242,8 @@ def test_an_ensemble_is_one_batch_and_photographs_do_not_depend_on_each_other(
 def test_few_steps_start_at_the_end_of_the_schedule() -> None:
     assert few_step_timesteps(1).tolist() == [999]
     assert few_step_timesteps(4).tolist() == [999, 749, 499, 249]
+    for steps in range(1, 1001):
+        assert len(few_step_timesteps(steps)) == steps
     config = DMCalibConfig()
     assert CalibrationOptions(steps=4).completed(config).spacing == "trailing"
     assert CalibrationOptions().completed(config).spacing == "leading"
@@ -376,7 +378,8 @@ def test_one_bad_photograph_does_not_move_a_shared_camera() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"ensemble": 0}, {"max_size": 100}, {"focal": -1.0}, {"domain": "moon"},
+    [{"steps": 0}, {"steps": 1000}, {"steps": 1001, "spacing": "trailing"},
+     {"ensemble": 0}, {"max_size": 100}, {"focal": -1.0}, {"domain": "moon"},
      {"mode": "reference", "centered": True}, {"noise": "pink"}],
 )  # fmt: skip
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
@@ -443,9 +446,41 @@ def test_shared_cameras_and_exports(folder: Path, tmp_path: Path, known_cameras,
     for camera, pose in transforms.values():
         assert camera.fx == pytest.approx(entries[0]["fx"])
         np.testing.assert_allclose(pose, np.eye(4), atol=1e-12)
+    (photos / "broken.png").write_bytes(b"no picture")
+    photograph(photos / "4.png", seed=4)
+    code, _, err = run(*base[:-1], capsys=capsys)
+    assert code == 2 and "left out of the shared camera" in err
+    entry = json.loads((out / "4" / "camera.json").read_text())
+    assert entry["shared_by"] == 4 and not (out / "broken").exists()
     photograph(photos / "3.png", (100, 90))
     code, _, err = run(*base, "--overwrite", capsys=capsys)
     assert code == 2 and "one camera" in err and "Traceback" not in err
+
+
+def test_a_shared_camera_of_given_photographs_says_so_and_draws_from_the_generator(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [photograph(tmp_path / f"{i}.png", seed=i) for i in range(2)]
+    pipeline = DMCalib.from_pretrained(folder, device="cpu")
+    drawn = []
+
+    def decode(self: DMCalib, latents: torch.Tensor) -> torch.Tensor:
+        """Random networks show no camera: the true one instead, and what came of the noise is noted."""
+        drawn.append(latents)
+        channels = np.zeros((3, 64, 64), np.float32)
+        channels[:2, 8:56] = angles_to_channels(encode_angles(TRUTH.resized(64, 48)))
+        return torch.from_numpy(channels / 2 + 0.5).expand(len(latents), -1, -1, -1)
+
+    monkeypatch.setattr(DMCalib, "decode", decode)
+    for seed in (1, 1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        results = pipeline(photos, shared=True, depth=True, generator=generator)
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[4])
+    for result in results:
+        assert result.shared_by == 2 and result.depth is not None
+        for part in (result, result.depth):
+            settings = part.provenance.settings
+            assert settings["shared"] and settings["depth"] and settings["max_size"] == 64
 
 
 def test_poses_of_overlapping_photographs_are_exported(
@@ -486,6 +521,10 @@ def test_measure_reads_results_and_photographs(folder: Path, tmp_path: Path, kno
     result.mkdir()
     camera = Intrinsics(100, 100, 60, 45, 120, 90)
     (result / "camera.json").write_text(json.dumps({**camera.to_dict(), "covariance": None}))
+    for damage in (b"", b"damaged"):
+        (result / "metric_depth.npy").write_bytes(damage)
+        code, _, err = run("measure", result, "--from", "20,40", "--to", "70,40", capsys=capsys)
+        assert code == 2 and "damaged" in err and "Traceback" not in err
     np.save(result / "metric_depth.npy", np.full((90, 120), 2.0, np.float32))
     code, text, _ = run("measure", result, "--from", "20,40", "--to", "70,40", "--json", capsys=capsys)
     found = json.loads(text)
