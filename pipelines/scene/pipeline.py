@@ -196,10 +196,10 @@ class ScenePipeline:
         Returns:
             One scene for one image, else a list of them in order.
         """
-        from vision3d.io.images import iter_photos, load_photo
+        from vision3d.io.images import holds_many, iter_photos, load_photo
 
         chosen = SceneOptions(**options)
-        if isinstance(images, (list, tuple)) or (isinstance(images, (str, Path)) and Path(images).is_dir()):
+        if isinstance(images, (list, tuple)) or holds_many(images):
             return [self.predict([ref.load()], chosen)[0] for ref in iter_photos(images)]
         return self.predict([load_photo(images)], chosen)[0]
 

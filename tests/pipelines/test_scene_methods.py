@@ -167,6 +167,11 @@ def test_the_verb_writes_a_scene_and_skips_it_the_second_time(
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
 
 
+def test_a_pattern_gives_a_list_of_scenes(weights: dict[str, Path], known_camera: None, photo: Path) -> None:
+    scenes = ScenePipeline.from_pretrained(weights)(str(photo.parent / "*.png"), fast=True)
+    assert isinstance(scenes, list) and [scene.photo.name for scene in scenes] == ["room"]
+
+
 def test_the_embedded_weights_make_a_scene_and_say_how_far_their_depth_is_to_be_trusted() -> None:
     pipeline = ScenePipeline.from_pretrained(
         dict.fromkeys(("primedepth", "stablenormal", "dmcalib"), "mini"), turbo=True, device="cpu"

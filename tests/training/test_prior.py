@@ -189,6 +189,17 @@ def test_unknown_preset_and_missing_autoencoder_are_errors(world):
         PriorVaeTask.from_options(TaskOptions(preset="huge"))
     with pytest.raises(InputError, match="give --init the export of prior-vae"):
         PriorUnetTask(UNET, world, TaskOptions())
+    for wrong, words in (({"batch_size": 0}, "batch size 0"), ({"seed": -1}, "seed -1")):
+        with pytest.raises(InputError, match=words):
+            TaskOptions(**wrong)
+
+
+def test_a_scheduler_that_does_not_say_predicts_noise(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    for content, expected in (({}, "epsilon"), ({"prediction_type": "v_prediction"}, "v_prediction")):
+        file.write_text(json.dumps(content))
+        assert prior.prediction_type_of(tmp_path) == expected
 
 
 def test_caption_dropout_is_a_function_of_the_index():

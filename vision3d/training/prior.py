@@ -512,7 +512,7 @@ class PriorUnetTask(Task):
 def prediction_type_of(folder: Path) -> PredictionType:
     """What the UNet of a prior predicts, as its scheduler configuration says; noise when there is none."""
     file = folder / "scheduler" / "scheduler_config.json"
-    return json.loads(file.read_text())["prediction_type"] if file.is_file() else "epsilon"
+    return json.loads(file.read_text()).get("prediction_type", "epsilon") if file.is_file() else "epsilon"
 
 
 def autoencoding_loss(

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from vision3d.errors import InputError
+
 Batch: TypeAlias = Mapping[str, Any]
 """Tensors (first axis: image) and lists (captions); the loop moves the tensors to its device."""
 
@@ -37,6 +39,9 @@ class TaskOptions:
         batch_size: images per optimiser step and process, before accumulation.
         seed: of initialisation, order, crops, augmentation and noise.
         checkpointing: trade time for memory by recomputing activations.
+
+    Raises:
+        InputError: no images per step, or a negative seed.
     """
 
     preset: str = "mini"
@@ -45,6 +50,12 @@ class TaskOptions:
     batch_size: int | None = None
     seed: int = 0
     checkpointing: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"batch size {self.batch_size}", "give at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed}", "give 0 or more")
 
     @property
     def recomputes(self) -> bool:
