@@ -140,7 +140,7 @@ def peak_rss() -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
-def dtype_name(dtype: str, device: str = "auto") -> str:
+def dtype_name(dtype: str | torch.dtype, device: str | torch.device = "auto") -> str:
     """Name of the floating type that ``dtype`` comes to on ``device``, such as "float32", for settings.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -71,6 +72,27 @@ class ImplicitCaptioner(nn.Module):
     def time_vector(self, embedding: Tensor) -> Tensor:
         """``(B, time_width)``, added to the output of the UNet's time embedding."""
         return torch.tanh(self.alpha_cond_time_embed) * self.time_embed_project(embedding)[:, 0]
+
+    def check_widths(self, clip: CLIPVisionModelWithProjection, unet: UNet2DConditionModel) -> None:
+        """Refuses networks that it was not trained with.
+
+        Raises:
+            WeightsError: CLIP's embedding, the text states or the time embedding are of another width.
+        """
+        widths = {
+            "CLIP's image embedding": (self.clip_project.linear.in_features, clip.config.projection_dim),
+            "Stable Diffusion's text": (self.alpha_cond.shape[-1], unet.config.cross_attention_dim),
+            "its time embedding": (
+                len(self.alpha_cond_time_embed),
+                unet.time_embedding.linear_2.out_features,
+            ),
+        }
+        for what, (own, given) in widths.items():
+            if own != given:
+                raise WeightsError(
+                    f"the captioner expects {what} to be {own} wide, it is {given}",
+                    "give CLIP ViT-L/14 at 336 and Stable Diffusion 1.x, or leave --captioner and --clip out",
+                )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], label: str = "captioner") -> ImplicitCaptioner:

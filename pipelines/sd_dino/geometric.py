@@ -56,20 +56,28 @@ class GeometricOptions:
         if self.dense:
             raise InputError("dense flow with --geometric", "leave one of the two out")
 
-    def provenance(self, weights: str | None, **more: Any) -> Provenance:
+    def provenance(self, weights: str | None, weights_sha256: str | None = None, **more: Any) -> Provenance:
         """Where results come from."""
         from vision3d.prediction import Provenance
 
         self.check()
         settings = {**asdict(self), **more}
         return Provenance(
-            f"geometric: {self.network}", weights or default_weights(self.network), None, settings
+            f"geometric: {self.network}", weights or default_weights(self.network), weights_sha256, settings
         )
 
 
 def default_weights(network: str) -> str:
     """What a network takes when no weights are named."""
     return LOFTR_FILE if network == "loftr" else HUB[network]
+
+
+def weights_checksum(network: str, weights: str | Path | None) -> str | None:
+    """SHA-256 of a network's file or folder; None for a name of the Hugging Face hub, and where nothing is there."""
+    from vision3d.backbone.loading import fingerprint
+
+    path = _loftr_file(weights) if network == "loftr" else Path(weights or HUB[network]).expanduser()
+    return fingerprint(path) if path.exists() else None
 
 
 class GeometricMatcher:
@@ -81,16 +89,20 @@ class GeometricMatcher:
         processor: transformers' image processor; None for LoFTR.
         weights: name of the weights, for results.
         device: where it runs.
+        weights_sha256: checksum of the weights, for results.
     """
 
-    def __init__(self, name: str, network: Any, processor: Any, weights: str, device: torch.device) -> None:
-        self.name, self.network, self.processor, self.weights, self.device = (
-            name,
-            network,
-            processor,
-            weights,
-            device,
-        )
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        processor: Any,
+        weights: str,
+        device: torch.device,
+        weights_sha256: str | None = None,
+    ) -> None:
+        self.name, self.network, self.processor, self.device = name, network, processor, device
+        self.weights, self.weights_sha256 = weights, weights_sha256
 
     @classmethod
     def from_pretrained(
@@ -110,8 +122,12 @@ class GeometricMatcher:
         """
         GeometricOptions(name).check()
         place = resolve_device(device)
+        network: Any
         if name == "loftr":
-            return cls(name, _load_loftr(weights).to(place), None, str(weights or LOFTR_FILE), place)
+            network = _load_loftr(_loftr_file(weights)).to(place)
+            return cls(
+                name, network, None, str(weights or LOFTR_FILE), place, weights_checksum(name, weights)
+            )
         source = (
             str(Path(weights).expanduser()) if weights and Path(weights).expanduser().exists() else weights
         )
@@ -120,13 +136,13 @@ class GeometricMatcher:
             from transformers import AutoImageProcessor, AutoModelForKeypointMatching
 
             processor = AutoImageProcessor.from_pretrained(source, local_files_only=True, use_fast=False)
-            network: Any = AutoModelForKeypointMatching.from_pretrained(source, local_files_only=True)
+            network = AutoModelForKeypointMatching.from_pretrained(source, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             raise WeightsError(
                 f"{source}: the weights of {name} are not on this machine",
                 f"get them with `huggingface-cli download {HUB[name]}`, or give their folder",
             ) from error
-        return cls(name, network.to(place).eval(), processor, source, place)
+        return cls(name, network.to(place).eval(), processor, source, place, weights_checksum(name, weights))
 
     def match(
         self,
@@ -173,7 +189,7 @@ class GeometricMatcher:
             size_b=photos[1].size,
             photo=photos[0],
             photo_b=photos[1],
-            provenance=options.provenance(self.weights),
+            provenance=options.provenance(self.weights, self.weights_sha256),
         )
 
     def _loftr(
@@ -202,7 +218,13 @@ class GeometricMatcher:
         output = self.network(**inputs)
         # the processors round to whole pixels; the relative coordinates are better
         sizes = torch.tensor([[p.size[1], p.size[0]] for p in photos], dtype=torch.float64)
-        places = output.keypoints[0].double().cpu() * sizes[:, None]
+        relative = output.keypoints[0].double().cpu()
+        if (
+            self.name != "efficientloftr"
+        ):  # SuperPoint's are indices of pixels; LoFTR's have centres at +0.5 already
+            height, width = inputs["pixel_values"].shape[-2:]
+            relative = relative + 0.5 / torch.tensor([width, height])
+        places = relative * sizes[:, None]
         matches = output.matches[0].cpu()
         scores = output.matching_scores[0].float().cpu()
         if self.name == "efficientloftr":  # keypoints of both images stand in the order of the matches
@@ -213,12 +235,16 @@ class GeometricMatcher:
         return places[0][valid].numpy(), places[1][matches[0][valid]].numpy(), scores[0][valid].numpy()
 
 
-def _load_loftr(weights: str | Path | None) -> Any:
+def _loftr_file(weights: str | Path | None) -> Path:
+    """LoFTR's checkpoint: the given one, else torch.hub's copy."""
+    return Path(weights).expanduser() if weights else Path(torch.hub.get_dir()) / "checkpoints" / LOFTR_FILE
+
+
+def _load_loftr(path: Path) -> Any:
     from kornia.feature import LoFTR
 
     from vision3d.backbone.loading import check_keys, open_checkpoint
 
-    path = Path(weights).expanduser() if weights else Path(torch.hub.get_dir()) / "checkpoints" / LOFTR_FILE
     if not path.is_file():
         raise WeightsError(
             f"{path}: LoFTR's weights are not on this machine",

@@ -40,7 +40,8 @@ class SDDinoConfig:
         log_bins: describe a cell with its surroundings (17 times the channels).
         sd_weight, dino_weight: of the two halves.
         edge: fill the canvases' padding with border pixels instead of black.
-        text_layer: of the text tower.
+        text_layer: of the text tower: last, penultimate, or auto for the one that Stable Diffusion was trained with
+            (2.x the penultimate, else the last).
     """
 
     sd_size: int = 960
@@ -58,7 +59,7 @@ class SDDinoConfig:
     sd_weight: float = 1.0
     dino_weight: float = 1.0
     edge: bool = False
-    text_layer: str = "last"
+    text_layer: str = "auto"
 
     def check(self) -> None:
         """Refuses values that cannot work.
@@ -77,6 +78,8 @@ class SDDinoConfig:
             raise InputError(f"timestep {self.timestep}", "use -1 (no noise) to 999")
         if self.dino_facet not in ("token", "query", "key", "value"):
             raise InputError(f"facet {self.dino_facet!r}", "choose token, query, key or value")
+        if self.text_layer not in ("auto", "last", "penultimate"):
+            raise InputError(f"text layer {self.text_layer!r}", "choose auto, last or penultimate")
         if self.dino_size < 16 or (self.dino_stride is not None and self.dino_stride < 1):
             raise InputError(f"DINO canvas {self.dino_size}, stride {self.dino_stride}", "use positive sizes")
         if any(d < 1 for d in self.dims.values()):

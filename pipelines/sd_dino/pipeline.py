@@ -28,6 +28,7 @@ from vision3d.backbone.backbone import Backbone, fixed_noise
 from vision3d.backbone.dino import Dino, log_bins
 from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha256
 from vision3d.backbone.sharing import has_file, identity
+from vision3d.device import dtype_name
 from vision3d.errors import InputError, ResourceError, WeightsError
 from vision3d.io.photo import Photo, load_photo
 from vision3d.matches import CellDescriptors, Matches, PairDescriptors
@@ -48,7 +49,7 @@ from vision3d.pipelines.sd_dino.features import (
     tile_boxes,
 )
 from vision3d.pipelines.sd_dino.fusion import fuse, prepare
-from vision3d.pipelines.sd_dino.options import CONFIG, MatchOptions, SDDinoConfig
+from vision3d.pipelines.sd_dino.options import CONFIG, Features, MatchOptions, SDDinoConfig
 from vision3d.pipelines.sd_dino.pca import DatasetPCA, by_grid, co_pca, project, stack_layers
 from vision3d.progress import say
 
@@ -150,6 +151,9 @@ class SDDino:
         captioner, clip: weights of the implicit captioner and CLIP's image tower, both or none.
         cache: where features of images are kept; None keeps none.
         batch_size: tiles per pass.
+
+    Raises:
+        WeightsError: one of captioner and clip without the other, or of other widths than Stable Diffusion.
     """
 
     def __init__(
@@ -172,8 +176,11 @@ class SDDino:
         self.captioner, self.clip, self.cache, self.batch_size = captioner, clip, cache, batch_size
         self.weights_name = "custom"
         self.weights_sha256: str | None = None
+        self._dtype: str | None = None
         self._contexts: dict[str, Tensor] = {}
         if captioner is not None and clip is not None:
+            if backbone.sd is not None and backbone.sd.unet is not None:
+                captioner.check_widths(clip, backbone.sd.unet)
             captioner.to(backbone.device)
             clip.to(backbone.device)
 
@@ -193,6 +200,7 @@ class SDDino:
         memory: str | int = "auto",
         cache: FeatureCache | bool = True,
         batch_size: int | None = None,
+        features: Features = "sd+dino",
         **settings: Any,
     ) -> SDDino:
         """Loads the networks.
@@ -201,8 +209,10 @@ class SDDino:
             pretrained_model_name_or_path: a folder written by :meth:`save_pretrained`, a Stable Diffusion checkpoint or
                 folder, ``"mini"``, or a pulled name; None takes the official weights if they were pulled, else the
                 embedded ones.
-            sd: Stable Diffusion, instead of what the first argument says; with ``dino`` the first argument is not used.
-            dino: DINO file or folder, or a pulled name such as ``dinov2-vitb14`` or ``dino-vits8``.
+            sd: Stable Diffusion, instead of what the first argument says; without that one, no weights but ``sd`` and
+                ``dino`` are loaded.
+            dino: DINO file or folder, or a pulled name such as ``dinov2-vitb14`` or ``dino-vits8``, instead of what the
+                first argument says.
             captioner: ODISE's checkpoint or its captioner tensors (CC BY-NC-SA 4.0), for implicit captions.
             clip: folder of CLIP ViT-L/14 at 336, for implicit captions.
             torch_dtype: floating type; fp32 on CPUs, 16 bits on CUDA.
@@ -210,32 +220,42 @@ class SDDino:
             memory: see :class:`vision3d.backbone.Backbone`.
             cache: where features are kept; True is the usual folder, False none.
             batch_size: tiles per pass; by default 1 on CPUs and 4 elsewhere.
+            features: what will be asked for; with ``"dino"``, ``dino`` and no first argument, DINO is loaded alone.
             settings: fields of :class:`SDDinoConfig` that replace those of the weights.
 
         Raises:
             WeightsError: missing, damaged or foreign weights.
             InputError: settings that cannot work.
         """
-        plan = LoadingPlan.of(pretrained_model_name_or_path, sd=sd, dino=dino, settings=settings)
+        plan = LoadingPlan.of(
+            pretrained_model_name_or_path, sd=sd, dino=dino, captioner=captioner, clip=clip, features=features,
+            settings=settings,
+        )  # fmt: skip
         backbone = Backbone.from_pretrained(
             plan.sd, plan.dino, device=device, dtype=torch_dtype, memory=memory
         )
-        caption = None if captioner is None else ImplicitCaptioner.from_file(_pulled_or_path(captioner))
-        tower = None if clip is None else load_clip_vision(_pulled_or_path(clip))
+        caption = None if plan.captioner is None else ImplicitCaptioner.from_file(plan.captioner)
+        tower = None if plan.clip is None else load_clip_vision(plan.clip)
         store = FeatureCache() if cache is True else None if cache is False else cache
         batch = batch_size or (1 if backbone.device.type == "cpu" else 4)
         pipeline = cls(backbone, plan.config, captioner=caption, clip=tower, cache=store, batch_size=batch)
         pipeline.weights_name, pipeline.weights_sha256 = plan.name, plan.sha256
+        pipeline._dtype = dtype_name(torch_dtype, backbone.device)
         say(f"SD+DINO weights: {plan.name}")
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder: ``unet/``, ``vae/`` and ``text_encoder/`` as diffusers', ``dino/``, ``sddino.json``."""
+        """Writes a folder: ``unet/``, ``vae/`` and ``text_encoder/`` as diffusers', ``dino/``, ``sddino.json``.
+
+        Networks that are not loaded are left out.
+        """
         from vision3d.io.files import atomic_write_json, make_folder
 
         folder = make_folder(folder)
+        places: dict[str, str] = {}
         sd = self.backbone.sd
         if sd is not None:
+            places["sd"] = "."
             for name, network in (("unet", sd.unet), ("vae", sd.vae)):
                 if network is not None:
                     loading.load_weights(network)
@@ -250,7 +270,8 @@ class SDDino:
         if self.backbone.dino_network is not None:
             loading.load_weights(self.backbone.dino_network)
             save_dino(self.backbone.dino_network, folder / "dino")
-        self.config.save(folder, sd=".", dino="dino")
+            places["dino"] = "dino"
+        self.config.save(folder, **places)
 
     def to(self, device: str | torch.device) -> SDDino:
         """Moves every loaded network."""
@@ -292,7 +313,7 @@ class SDDino:
         if sd is None or sd.unet is None or sd.vae is None:
             raise ResourceError("Stable Diffusion is not loaded", "give it, or match with --features dino")
         check_size(config.sd_size, config.sd_size, config.tile)
-        condition, empty, implicit = self._condition(options)
+        condition, states, kind = self._condition(options)
         key = FeatureKey(
             image=photo.sha256,
             canvas=f"square {config.sd_size} lanczos {'edge' if config.edge else 'black'}, tile {config.tile}",
@@ -303,8 +324,9 @@ class SDDino:
             noise="fixed42" if config.timestep >= 0 else "",
             dtype=str(sd.unet.dtype),
         )
-        compute: Callable[[], Mapping[str, Tensor]] = lambda: self._compute_taps(photo, empty, implicit)  # noqa: E731
-        return self._cached(key, compute, (sd.unet, sd.vae))
+        compute: Callable[[], Mapping[str, Tensor]] = lambda: self._compute_taps(photo, states, kind)  # noqa: E731
+        captioning = () if self.clip is None or kind == "empty" else (self.clip,)
+        return self._cached(key, compute, (sd.unet, sd.vae, *captioning))
 
     def _cached(
         self, key: FeatureKey, compute: Callable[[], Mapping[str, Tensor]], networks: Sequence[Any]
@@ -314,10 +336,11 @@ class SDDino:
             return {name: value.float().cpu() for name, value in compute().items()}
         return self.cache.get_or_compute(key, compute)
 
-    def _condition(self, options: MatchOptions) -> tuple[str, Tensor, bool]:
-        """What identifies the conditioning, its text states ``(1, 77, C)``, and whether the captioner adds to them.
+    def _condition(self, options: MatchOptions) -> tuple[str, Tensor, str]:
+        """What identifies the conditioning, its text states ``(1, 77, C)``, and its kind: empty, text or implicit.
 
-        With a text the captioner's vector beside the time embedding stays, as published.
+        With a text the captioner's vector beside the time embedding stays, as published; with the empty prompt there is
+        no captioner.
         """
         kind = options.conditioning
         if kind == "auto":
@@ -335,21 +358,25 @@ class SDDino:
             )
         states = self._text(options.prompt or "" if kind == "text" else "")
         parts = [kind, image_sha256(states)]
-        if self.captioner is not None and kind != "empty":
-            parts.append(loading.tensor_checksum(self.captioner.state_dict()))
-            parts.append(
-                identity(self.clip) if self.clip is not None and has_file(self.clip) else f"{id(self.clip)}"
-            )
-        return hashlib.sha256("|".join(parts).encode()).hexdigest(), states, kind == "implicit"
+        if self.captioner is not None and self.clip is not None and kind != "empty":
+            parts += [loading.tensor_checksum(self.captioner.state_dict()), identity(self.clip)]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest(), states, kind
 
     def _text(self, prompt: str) -> Tensor:
         if prompt not in self._contexts:
-            layer: Any = self.config.text_layer
-            self._contexts[prompt] = self.backbone.text(prompt, layer=layer)
+            self._contexts[prompt] = self.backbone.text(prompt, layer=self._text_layer)
         return self._contexts[prompt]
 
+    @property
+    def _text_layer(self) -> Any:
+        """The text tower's layer that Stable Diffusion was trained with, or the configured one."""
+        if self.config.text_layer != "auto":
+            return self.config.text_layer
+        sd = self.backbone.sd
+        return "penultimate" if sd is not None and sd.family == "sd2" else "last"
+
     @torch.no_grad()
-    def _compute_taps(self, photo: Photo, states: Tensor, implicit: bool) -> dict[str, Tensor]:
+    def _compute_taps(self, photo: Photo, states: Tensor, kind: str) -> dict[str, Tensor]:
         """Four tiles: encode, noise, read; averaged where they overlap."""
         config, device = self.config, self.device
         canvas = square(photo.rgb8, config.sd_size, edge=config.edge)
@@ -361,10 +388,10 @@ class SDDino:
         cells = (latents.shape[-2], latents.shape[-1])
         noise = fixed_noise(cells, channels=latents.shape[1]).to(latents)
         context, time_add = states.expand(len(tiles), -1, -1), None
-        if self.captioner is not None and self.clip is not None:
+        if self.captioner is not None and self.clip is not None and kind != "empty":
             embeddings = torch.cat([embed_images(self.clip, p) for p in tiles.split(self.batch_size)]).float()
             time_add = self.captioner.time_vector(embeddings)
-            if implicit:
+            if kind == "implicit":
                 context = self.captioner.context(embeddings, states.float())
         with self.backbone.running("unet") as unet:
             for rows in torch.arange(len(tiles)).split(self.batch_size):
@@ -546,7 +573,9 @@ class SDDino:
         a, b = descriptors
         inside = tuple(_cell_mask(d, mask, self.device) for d, mask in zip(descriptors, masks, strict=True))
         metric: Any = options.resolved_metric
-        provenance = options.provenance(self.weights_name, self.weights_sha256, self.config)
+        provenance = options.provenance(
+            self.weights_name, self.weights_sha256, self.config, dtype=self._dtype
+        )
         common: dict[str, Any] = {
             "size_a": a.size,
             "size_b": b.size,
@@ -728,10 +757,10 @@ class SDDino:
         if refine > 0:
             picture = refine_picture(
                 self.backbone, picture, solid[0], strength=refine, prompt=refine_prompt, steps=refine_steps,
-                seed=seed, text_layer=self.config.text_layer,
+                seed=seed, text_layer=self._text_layer,
             )  # fmt: skip
         provenance = options.provenance(
-            self.weights_name, self.weights_sha256, self.config,
+            self.weights_name, self.weights_sha256, self.config, dtype=self._dtype,
             refine=refine, refine_prompt=refine_prompt, refine_steps=refine_steps, refine_seed=seed,
             published=published, resolution=resolution,
             masks=[hashlib.sha256(np.packbits(m).tobytes()).hexdigest() for m in solid],
@@ -840,19 +869,12 @@ def _checked_points(points: Any, size: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def _pulled_or_path(source: str | Path) -> Path:
-    """A path, or the place of a pulled checkpoint of that name."""
-    from vision3d.weights import resolve
-
-    return resolve("sddino", source)[0]
-
-
 @dataclass(frozen=True)
 class LoadingPlan:
     """What would be loaded; made without reading weights.
 
     Attributes:
-        sd, dino: files or folders, or None.
+        sd, dino, captioner, clip: files or folders, or None.
         config: sizes and places.
         name: of the weights, for results.
         sha256: checksum of the files.
@@ -860,6 +882,8 @@ class LoadingPlan:
 
     sd: Path | None
     dino: Path | None
+    captioner: Path | None
+    clip: Path | None
     config: SDDinoConfig
     name: str
     sha256: str
@@ -871,6 +895,9 @@ class LoadingPlan:
         *,
         sd: str | Path | None = None,
         dino: str | Path | None = None,
+        captioner: str | Path | None = None,
+        clip: str | Path | None = None,
+        features: Features = "sd+dino",
         settings: Mapping[str, Any] | None = None,
     ) -> LoadingPlan:
         """The plan for arguments of :meth:`SDDino.from_pretrained`.
@@ -885,7 +912,8 @@ class LoadingPlan:
         config: SDDinoConfig | None = None
         sd_path = _named(sd, names) if sd is not None else None
         dino_path = _named(dino, names) if dino is not None else None
-        if source is not None or (sd is None and dino is None):
+        alone = features == "dino" and dino is not None
+        if source is not None or (sd is None and not alone):
             path, name = resolve("sddino", source)
             names.insert(0, name)
             if path.is_dir() and (path / CONFIG).is_file():
@@ -899,7 +927,8 @@ class LoadingPlan:
                 dino_path = dino_path or _named("dinov2-vitb14", names)
         if config is None or dino is not None:
             fitting = _config_for(dino_path, alone=sd_path is None)
-            config = fitting if config is None else fitting.changed(taps=config.taps, dims=config.dims)
+            of_dino = {name: getattr(fitting, name) for name in _OF_DINO}
+            config = fitting if config is None else replace(config, **of_dino)
         unknown = set(settings or {}) - set(SDDinoConfig.__dataclass_fields__)
         if unknown:
             raise InputError(
@@ -908,10 +937,19 @@ class LoadingPlan:
             )
         config = replace(config, **dict(settings or {}))
         config.check()
+        captioner_path = _named(captioner, names) if captioner is not None else None
+        clip_path = _named(clip, names) if clip is not None else None
         digest = hashlib.sha256()
-        for place in (sd_path, dino_path):
+        captioning = [place for place in (captioner_path, clip_path) if place is not None]
+        for place in (sd_path, dino_path, *captioning):
             digest.update(b"-" if place is None else loading.fingerprint(place).encode())
-        return cls(sd_path, dino_path, config, " + ".join(names), digest.hexdigest())
+        return cls(
+            sd_path, dino_path, captioner_path, clip_path, config, " + ".join(names), digest.hexdigest()
+        )
+
+
+_OF_DINO = ("dino_size", "dino_layer", "dino_facet", "dino_stride", "dino_norm")
+"""Settings that follow the DINO network."""
 
 
 def _named(source: str | Path, names: list[str]) -> Path:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from vision3d.matches import Matches
     from vision3d.pipelines.sd_dino.geometric import GeometricMatcher
     from vision3d.pipelines.sd_dino.pairs import Images, PairJob
-    from vision3d.pipelines.sd_dino.pipeline import SDDino
+    from vision3d.pipelines.sd_dino.pipeline import LoadingPlan, SDDino
     from vision3d.pipelines.sd_dino.swap import SwapResult
+    from vision3d.prediction import Provenance
 
 Geometric = Literal["loftr", "lightglue", "efficientloftr", "superglue"]
 
@@ -66,13 +67,23 @@ class Networks:
         names = ("sd_size", "dino_size", "dino_stride")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
-    def plan(self) -> Any:
-        """What would be loaded; see :class:`~vision3d.pipelines.sd_dino.pipeline.LoadingPlan`."""
+    def plan(self, features: Features) -> LoadingPlan:
+        """What would be loaded."""
         from vision3d.pipelines.sd_dino.pipeline import LoadingPlan
 
-        return LoadingPlan.of(self.weights, dino=self.dino, settings=self.settings())
+        return LoadingPlan.of(
+            self.weights, dino=self.dino, captioner=self.captioner, clip=self.clip, features=features,
+            settings=self.settings(),
+        )  # fmt: skip
 
-    def load(self, temporary: Path | None = None) -> SDDino:
+    def provenance(self, options: MatchOptions, plan: LoadingPlan, **more: Any) -> Provenance:
+        """Where results will come from, known before any network is loaded."""
+        from vision3d.device import dtype_name
+
+        dtype = dtype_name(self.dtype, self.device)
+        return options.provenance(plan.name, plan.sha256, plan.config, dtype=dtype, **more)
+
+    def load(self, features: Features, temporary: Path | None = None) -> SDDino:
         """The loaded method; without a cache on disk, features go to a temporary folder."""
         from vision3d.backbone.featurecache import FeatureCache
         from vision3d.pipelines.sd_dino.pipeline import SDDino
@@ -87,6 +98,7 @@ class Networks:
             device=self.device,
             memory=self.memory,
             cache=cache,
+            features=features,
             **self.settings(),
         )
 
@@ -234,8 +246,7 @@ class SemanticPairs(Matcher):
         import tempfile
 
         self.net, self.options, self.masks, self.points, self.sets = net, options, masks, points, sets
-        plan = net.plan()
-        self._provenance = options.provenance(plan.name, plan.sha256, plan.config, **more)
+        self._provenance = net.provenance(options, net.plan(options.features), **more)
         self._pipeline: SDDino | None = None
         self._folder = None if net.cache else tempfile.TemporaryDirectory(prefix="vision3d-features-")
         self._bases: Any = None
@@ -252,7 +263,8 @@ class SemanticPairs(Matcher):
         from vision3d.pipelines.sd_dino.pairs import MEMORY, Kept
 
         if self._pipeline is None:
-            pipeline = self.net.load(Path(self._folder.name) if self._folder is not None else None)
+            temporary = Path(self._folder.name) if self._folder is not None else None
+            pipeline = self.net.load(self.options.features, temporary)
             self._pipeline = pipeline
             self.features = Kept(lambda key: pipeline.encode(self._photo(key), self.options).half(), MEMORY)
             if self.options.projection == "dataset" and self.options.features != "dino":
@@ -308,11 +320,11 @@ class GeometricPairs(Matcher):
     ) -> None:
         if points is not None:
             raise InputError("points with --geometric", "leave one of the two out: it finds its own points")
-        from vision3d.pipelines.sd_dino.geometric import GeometricOptions
+        from vision3d.pipelines.sd_dino.geometric import GeometricOptions, weights_checksum
 
         self.name, self.weights, self.device, self.masks = name, weights, device, masks
         self.options = GeometricOptions(name, options.max_matches, options.min_confidence, options.dense)
-        self._provenance = self.options.provenance(weights, **more)
+        self._provenance = self.options.provenance(weights, weights_checksum(name, weights), **more)
         self._matcher: GeometricMatcher | None = None
 
     def fingerprint(self, photo: Photo) -> str:
@@ -403,7 +415,7 @@ def swap(
     options.check()
     jobs = pair_jobs(*sets)
     photos = sets[0].photo(jobs[0].first), sets[1].photo(jobs[0].second)
-    plan = net.plan()
+    plan = net.plan(features)
     clicked: Iterator[np.ndarray] = iter(())
     sources = mask_a, mask_b
     if click:
@@ -421,11 +433,11 @@ def swap(
         "refine": refine, "refine_prompt": refine_prompt, "refine_steps": refine_steps, "refine_seed": seed,
         "published": published, "resolution": resolution, "masks": [_digest(m) for m in masks],
     }  # fmt: skip
-    provenance = options.provenance(plan.name, plan.sha256, plan.config, **more)
+    provenance = net.provenance(options, plan, **more)
 
     def process(job: PairJob, first: Photo, second: Photo) -> SwapResult:
         del job
-        result = net.load().swap(
+        result = net.load(features).swap(
             first, second, (masks[0], masks[1]), refine=refine, refine_prompt=refine_prompt,
             refine_steps=refine_steps, seed=seed, published=published, resolution=resolution, options=options,
         )  # fmt: skip

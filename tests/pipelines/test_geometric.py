@@ -51,23 +51,51 @@ def test_transformers_relative_points_become_pixels(name: str) -> None:
     if name == "lightglue":
         matches = torch.tensor([[[1, -1, -1], [-1, 0, -1]]])
         scores = torch.tensor([[[0.8, 0.0, 0.0], [0.0, 0.8, 0.0]]])
-        expected = [[0.75 * 80, 0.25 * 40]]
+        expected = np.array([[0.75 * 80, 0.25 * 40]])
+        # SuperPoint names pixels by their index, LoFTR places with pixel centres at +0.5
+        half = 0.5 / np.array([640, 480]) * [80, 40]
     else:
         matches = torch.tensor([[[0, -1, -1], [0, -1, -1]]])
         scores = torch.tensor([[[0.8, 0.0, 0.0], [0.8, 0.0, 0.0]]])
-        expected = [[0.0, 0.0]]
+        expected, half = np.array([[0.0, 0.0]]), np.zeros(2)
     output = SimpleNamespace(keypoints=places, matches=matches, matching_scores=scores)
 
     class Inputs(dict):
         def to(self, device: object) -> Inputs:
             return self
 
+    inputs = Inputs(pixel_values=torch.zeros(1, 2, 3, 480, 640))
     matcher = GeometricMatcher(
-        name, lambda **_: output, lambda *_, **__: Inputs(), "stand-in", torch.device("cpu")
+        name, lambda **_: output, lambda *_, **__: inputs, "stand-in", torch.device("cpu")
     )
     found = matcher.match(photo(40, 80, 0, 0), photo(40, 80, 0, 0))
-    np.testing.assert_allclose(found.points_a, [[20.0, 20.0]])
-    np.testing.assert_allclose(found.points_b, expected)
+    np.testing.assert_allclose(found.points_a, 20.0 + half[None])
+    np.testing.assert_allclose(found.points_b, expected + half)
+
+
+def test_superpoints_places_are_the_middles_of_its_pixels() -> None:
+    """Found by transformers' own detector, in an image smaller than the photographs."""
+    from transformers import SuperPointConfig, SuperPointForKeypointDetection
+    from transformers.models.lightglue.image_processing_pil_lightglue import LightGlueImageProcessorPil
+
+    torch.manual_seed(0)
+    config = SuperPointConfig(
+        encoder_hidden_sizes=[8, 8, 8, 8], decoder_hidden_size=8, descriptor_decoder_dim=8, nms_radius=1,
+        border_removal_distance=0,
+    )  # fmt: skip
+    detector = SuperPointForKeypointDetection(config).eval()
+
+    def match_in_order(pixel_values: torch.Tensor) -> SimpleNamespace:
+        places = detector(pixel_values[0]).keypoints[None]
+        order = torch.arange(places.shape[2]).expand(1, 2, -1)
+        return SimpleNamespace(keypoints=places, matches=order, matching_scores=torch.ones(order.shape))
+
+    processor = LightGlueImageProcessorPil(size={"height": 48, "width": 64})
+    matcher = GeometricMatcher("lightglue", match_in_order, processor, "stand-in", torch.device("cpu"))
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    found = matcher.match(Photo(pixels), Photo(pixels))
+    assert len(found) > 5
+    np.testing.assert_allclose(found.points_a / [200, 100] * [64, 48] % 1, 0.5, atol=1e-4)
 
 
 @pytest.mark.slow

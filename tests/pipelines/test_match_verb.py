@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from vision3d.cli import main
+from vision3d.io.photo import Photo
+from vision3d.pipelines.sd_dino.options import MatchOptions
+from vision3d.pipelines.sd_dino.verb import GeometricPairs, Networks
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +95,33 @@ def test_a_projection_for_the_data_set_and_no_cache(
     assert code == 0 and not (tmp_path / "home" / "features").exists()
     with np.load(tmp_path / "out" / "one__one" / "matches.npz") as arrays:
         assert np.abs(arrays["points_a"] - arrays["points_b"]).max() < 8
+
+
+def test_results_of_other_weights_or_precision_are_not_taken_for_finished(
+    sd_dino_folder: Path, tmp_path: Path, picture: np.ndarray
+) -> None:
+    captioner, clip, loftr = (
+        tmp_path / name for name in ("captioner.pth", "clip/model.safetensors", "f.ckpt")
+    )
+    clip.parent.mkdir()
+    for file in (captioner, clip, loftr):
+        file.write_bytes(b"one")
+
+    def mark(**more: str) -> str:
+        net = Networks(weights=str(sd_dino_folder), **more)  # type: ignore[arg-type]
+        return net.provenance(MatchOptions(), net.plan("sd+dino")).fingerprint(None)
+
+    def geometric() -> str:
+        pairs = GeometricPairs("loftr", str(loftr), "cpu", MatchOptions(), (None, None), None, {})
+        return pairs.fingerprint(Photo(picture))
+
+    captions = {"captioner": str(captioner), "clip": str(clip.parent)}
+    marks = [mark(), mark(dtype="bf16"), mark(**captions), geometric()]
+    assert mark() == mark(dtype="fp32", device="cpu") == marks[0]
+    for file in (captioner, clip, loftr):
+        file.write_bytes(b"other")
+        marks += [mark(**captions), geometric()]
+    assert len(set(marks)) == 4 + 3
 
 
 @pytest.mark.parametrize(

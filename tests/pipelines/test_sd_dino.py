@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from vision3d.backbone.backbone import Backbone
 from vision3d.backbone.featurecache import FeatureCache
 from vision3d.errors import InputError, WeightsError
 from vision3d.pipelines.sd_dino import SDDino, matching, swap
 from vision3d.pipelines.sd_dino.canvas import Canvas, CellGrid, square
+from vision3d.pipelines.sd_dino.captioner import ImplicitCaptioner
 from vision3d.pipelines.sd_dino.features import read_features, sample_map, tile_boxes
 from vision3d.pipelines.sd_dino.fusion import Metric, fuse, similarity
 from vision3d.pipelines.sd_dino.options import MatchOptions, SDDinoConfig
 from vision3d.pipelines.sd_dino.pca import DatasetPCA, co_pca, principal_axes, project, stack_layers
+from vision3d.pipelines.sd_dino.pipeline import LoadingPlan
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -282,6 +288,87 @@ def test_networks_without_a_file_are_not_cached(
     pipeline.backbone.dino_network._weight_source = None  # type: ignore[union-attr, assignment]
     pipeline.encode(picture, MatchOptions(features="dino"))
     assert cache.size() == 0
+
+
+def captioning(pipeline: SDDino, width: int | None = None) -> dict[str, Any]:
+    """An untrained captioner and image tower for the pipeline's prior."""
+    unet = pipeline.backbone.sd.unet  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    captioner = ImplicitCaptioner(
+        8, width or unet.config.cross_attention_dim, unet.time_embedding.linear_2.out_features
+    )
+    for parameter in captioner.parameters():
+        torch.nn.init.normal_(parameter)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+        patch_size=14, projection_dim=8,
+    )  # fmt: skip
+    return {"captioner": captioner, "clip": CLIPVisionModelWithProjection(vision).eval()}
+
+
+def test_the_captioner_leaves_the_empty_prompt_alone(
+    pipeline: SDDino, picture: np.ndarray, tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path)
+    captioned = SDDino(pipeline.backbone, pipeline.config, cache=cache, **captioning(pipeline))
+
+    def taps(method: SDDino, **how: Any) -> torch.Tensor:
+        return method.encode(picture, MatchOptions(features="sd", **how)).sd["s3"]
+
+    plain = taps(pipeline).half().float()
+    assert torch.equal(plain, taps(captioned, conditioning="empty"))
+    kept = cache.size()
+    assert kept and torch.equal(plain, taps(captioned, conditioning="empty"))
+    told, text = taps(captioned), taps(captioned, conditioning="text", prompt="")
+    assert not torch.equal(plain, told) and not torch.equal(plain, text) and not torch.equal(told, text)
+    assert cache.size() == kept, "an image tower without a file cannot be told from another in the cache"
+
+
+def test_a_captioner_of_other_widths_is_refused(pipeline: SDDino) -> None:
+    with pytest.raises(WeightsError, match="text to be 32 wide, it is 64"):
+        SDDino(pipeline.backbone, pipeline.config, **captioning(pipeline, 32))
+
+
+def test_dino_replaces_the_weights_own_and_nothing_else(sd_dino_folder: Path) -> None:
+    other = sd_dino_folder / "dino"
+    whole, plan = LoadingPlan.of(sd_dino_folder), LoadingPlan.of(sd_dino_folder, dino=other)
+    assert plan.sd == whole.sd
+    replaced = {"dino_size": 480, "dino_stride": 8, "dino_facet": "key"}
+    assert plan.config.to_dict() == {**whole.config.to_dict(), **replaced}
+    defaults = LoadingPlan.of(None, dino=other)
+    assert defaults.sd == LoadingPlan.of().sd and defaults.dino == other
+    alone = LoadingPlan.of(None, dino=other, features="dino")
+    assert alone.sd is None and alone.config.dino_size == 224
+
+
+def test_texts_condition_a_prior_by_the_layer_it_was_trained_with(
+    pipeline: SDDino, picture: np.ndarray
+) -> None:
+    backbone, config = pipeline.backbone, pipeline.config
+    assert backbone.sd is not None
+    second = Backbone(replace(backbone.sd, family="sd2"), backbone.text_encoder, device="cpu")
+    options = MatchOptions(features="sd", prompt="a red car")
+    found = SDDino(second, config).encode(picture, options).sd["s3"]
+    asked = SDDino(backbone, config.changed(text_layer="penultimate")).encode(picture, options).sd["s3"]
+    assert torch.equal(found, asked)
+    assert not torch.equal(found, pipeline.encode(picture, options).sd["s3"])
+
+
+@pytest.mark.parametrize("part", ["sd", "dino"])
+def test_one_network_alone_is_saved_and_loaded(
+    pipeline: SDDino, picture: np.ndarray, tmp_path: Path, part: Literal["sd", "dino"]
+) -> None:
+    whole = pipeline.backbone
+    only = (
+        Backbone(whole.sd, whole.text_encoder, device="cpu")
+        if part == "sd"
+        else Backbone(dino=whole.dino_network, device="cpu")
+    )
+    SDDino(only, pipeline.config).save_pretrained(tmp_path)
+    again = SDDino.from_pretrained(tmp_path, cache=False).encode(picture, MatchOptions(features=part))
+    before = pipeline.encode(picture, MatchOptions(features=part))
+    found, expected = (f.dino if part == "dino" else f.sd["s3"] for f in (again, before))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_saved_weights_give_the_same_matches(pipeline: SDDino, picture: np.ndarray, tmp_path: Path) -> None:
