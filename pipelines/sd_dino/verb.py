@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vision3d.matches import Matches
     from vision3d.pipelines.sd_dino.geometric import GeometricMatcher
     from vision3d.pipelines.sd_dino.pairs import Images, PairJob
-    from vision3d.pipelines.sd_dino.pipeline import LoadingPlan, SDDino
+    from vision3d.pipelines.sd_dino.pipeline import ImageFeatures, LoadingPlan, SDDino
     from vision3d.pipelines.sd_dino.swap import SwapResult
     from vision3d.prediction import Provenance
 
@@ -246,6 +247,9 @@ class SemanticPairs(Matcher):
         import tempfile
 
         self.net, self.options, self.masks, self.points, self.sets = net, options, masks, points, sets
+        self._common = options.projection == "dataset" and options.features != "dino"
+        if self._common:
+            more = {**more, "images": _digest_of_all(sets)}
         self._provenance = net.provenance(options, net.plan(options.features), **more)
         self._pipeline: SDDino | None = None
         self._folder = None if net.cache else tempfile.TemporaryDirectory(prefix="vision3d-features-")
@@ -265,15 +269,20 @@ class SemanticPairs(Matcher):
         if self._pipeline is None:
             temporary = Path(self._folder.name) if self._folder is not None else None
             pipeline = self.net.load(self.options.features, temporary)
-            self._pipeline = pipeline
             self.features = Kept(lambda key: pipeline.encode(self._photo(key), self.options).half(), MEMORY)
-            if self.options.projection == "dataset" and self.options.features != "dino":
-                from vision3d.progress import progress
-
-                keys = [f"{i} {name}" for i, images in enumerate(self.sets) for name in images]
-                bar = progress(keys, description="images for the common projection")
-                self._bases = pipeline.common_basis(self.features(key) for key in bar)
+            if self._common:
+                self._bases = pipeline.common_basis(self._readable())
+            self._pipeline = pipeline
         return self._pipeline
+
+    def _readable(self) -> Iterator[ImageFeatures]:
+        """Features of all images but those that cannot be read, which their own pairs say."""
+        from vision3d.progress import progress
+
+        keys = [f"{i} {name}" for i, images in enumerate(self.sets) for name in images]
+        for key in progress(keys, description="images for the common projection"):
+            with suppress(InputError):
+                yield self.features(key)
 
     def _photo(self, key: str) -> Photo:
         which, _, name = key.partition(" ")
@@ -500,6 +509,18 @@ def _digest(mask: np.ndarray) -> str:
     import numpy as np
 
     return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
+def _digest_of_all(sets: tuple[Images, Images]) -> str:
+    """Checksum of the images that can be read, in whatever order."""
+    import hashlib
+
+    found = []
+    for images in sets:
+        for name in images:
+            with suppress(InputError):
+                found.append(images.photo(name).sha256)
+    return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
 
 
 def _write_ranking(out: Path, jobs: list[PairJob], summary: RunSummary) -> None:

@@ -97,6 +97,22 @@ def test_a_projection_for_the_data_set_and_no_cache(
         assert np.abs(arrays["points_a"] - arrays["points_b"]).max() < 8
 
 
+def test_a_projection_for_the_data_set_is_of_all_images_that_can_be_read(
+    photos: Path, sd_dino_folder: Path, tmp_path: Path, capsys
+) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    command = (
+        "match", photos / "one.png", photos, "--out", tmp_path / "out", "--weights", sd_dino_folder,
+        "--projection", "dataset", "--json",
+    )  # fmt: skip
+    reports = [json.loads(run(*command, capsys=capsys)[1]) for _ in range(2)]
+    assert [(r["done"], r["skipped"], len(r["failed"])) for r in reports] == [(3, 0, 1), (0, 3, 1)]
+    assert "broken.png" in reports[0]["failed"][0]["input"]
+    Image.open(photos / "three.png").rotate(90).save(photos / "four.png")
+    again = json.loads(run(*command, capsys=capsys)[1])
+    assert again["done"] == 4, "another image, another basis"
+
+
 def test_results_of_other_weights_or_precision_are_not_taken_for_finished(
     sd_dino_folder: Path, tmp_path: Path, picture: np.ndarray
 ) -> None:
