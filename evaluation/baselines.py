@@ -13,10 +13,12 @@ All live in inverse depth (larger = nearer); the fit may turn their sign.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -156,7 +158,7 @@ def load_maps(path: str | Path) -> list[FixedMap]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return [FixedMap(name, arrays[name], learned=True) for name in arrays.files]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} holds no fixed maps", "give the file that mini_depth wrote") from error
 
 

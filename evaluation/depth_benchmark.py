@@ -2,7 +2,7 @@
 worst.
 
 A run can be interrupted: finished images are kept as lines of ``per_image.jsonl`` and reused when the same
-method with the same weights is evaluated in the same way again. At the end there are
+method with the same weights is evaluated on the same data in the same way again. At the end there are
 
 * ``report.json``: what was evaluated how, the averages over images and per group;
 * ``per_image.csv``: the ten measures and the fit of each image;
@@ -282,7 +282,7 @@ def evaluate_depth(
         predict: image to prediction; with ``batch_size``, list of images to list of predictions.
         dataset: any reader.
         out: folder for the files; a finished or interrupted evaluation in it is continued when it was made
-            by the same method, weights, settings and protocol, and replaced otherwise.
+            by the same method, weights, settings and protocol on the same data, and replaced otherwise.
         protocol: see :class:`Protocol`.
         limit: only the first so many images.
         batch_size: how many images ``predict`` gets at once; None if it takes one.
@@ -310,6 +310,7 @@ def evaluate_depth(
     provenance = first_prediction.provenance
     header = {
         "dataset": dataset.name,
+        "identity": dataset.identity,
         "protocol": asdict(protocol),
         "fingerprint": provenance.fingerprint(None),
     }

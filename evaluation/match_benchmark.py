@@ -94,14 +94,16 @@ def evaluate_keypoints(
         category_prompt: caption each image "a photo of a CATEGORY", as the published benchmark's option does.
         published: keep the published rules for cells and borders.
         limit: only the first so many pairs.
+
+    Raises:
+        InputError: no pairs.
     """
     options = options or MatchOptions()
     if published:
         options = replace(options, subcell=False, padding=True)
+    pairs = dataset.sampled(sample)
+    pairs = pairs[: _count(len(pairs), limit, dataset.name)]
     make_folder(out)
-    pairs = dataset.sampled(sample)[:limit]
-    if not pairs:
-        raise InputError(f"no pairs of {dataset.name} to evaluate", "raise --limit")
     encode = _encoder(pipeline)
     errors, rows = [], []
     for pair in progress(pairs, description=f"pairs of {dataset.name}"):
@@ -203,10 +205,13 @@ def evaluate_flow(
         options: settings of the method.
         published: keep the published slip by which rows come out up to one cell too large, and its rounding.
         limit: only the first so many directions.
+
+    Raises:
+        InputError: no pairs.
     """
     options = replace(options or MatchOptions(), dense=True, padding=True)
+    count = _count(len(dataset), limit, dataset.name)
     make_folder(out)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
     groups: dict[str, list[Any]] = {}
     rows = []
     for i in progress(range(count), description="pairs of tss"):
@@ -261,6 +266,14 @@ def predict_flow(
     found = pipeline.match_described(target.photo, source.photo, (b, a), options=options)
     assert found.flow_ab is not None
     return found.flow_ab
+
+
+def _count(available: int, limit: int | None, name: str) -> int:
+    """How many pairs to evaluate. Raises InputError for none."""
+    count = available if limit is None else min(limit, available)
+    if count < 1:
+        raise InputError(f"no pairs of {name} to evaluate", "give a limit of at least 1")
+    return count
 
 
 def _encoder(pipeline: SDDino) -> Callable[[Any, MatchOptions], ImageFeatures]:

@@ -6,10 +6,12 @@ instead of one in its middle; images are decoded when asked for.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +84,11 @@ class DepthDataset(ABC):
     def __iter__(self) -> Iterator[DepthSample]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this data set from others of its name, as JSON: scores of one are not taken for another's."""
+        return {"names": hashlib.sha256("\n".join(self.names).encode()).hexdigest()}
+
     def range_of(self, sample: DepthSample) -> DepthRange:
         """The range one sample is scored in; differs from :attr:`range` only in mixed collections."""
         return self.range
@@ -122,6 +129,15 @@ class FileDataset(DepthDataset):
         """See :class:`DepthDataset`."""
         return [entry.name for entry in self.entries]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The folder, and a checksum of the samples' names and their files' sizes; see :class:`DepthDataset`."""
+        rows = (f"{e.name}|{e.image.stat().st_size}|{e.depth.stat().st_size}" for e in self.entries)
+        return {
+            "root": str(self.root.resolve()),
+            "files": hashlib.sha256("\n".join(rows).encode()).hexdigest(),
+        }
+
     def __getitem__(self, index: int) -> DepthSample:
         return self._read(self.entries[index])
 
@@ -151,7 +167,7 @@ def read_split(
         given: the list's path, if the user gave it.
 
     Raises:
-        InputError: no list, or an empty one.
+        InputError: no list, an empty one, or no text.
     """
     if given is not None:
         path = Path(given).expanduser()
@@ -165,7 +181,13 @@ def read_split(
                 f"no list of the test images of {name} in {folders[0]}",
                 f"put {candidates[0]} there or give it with --split",
             )
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a list of images ({error})", "give a text file"
+        ) from error
+    lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{path} is empty", f"give the list of the test images of {name}")
     return lines

@@ -257,7 +257,7 @@ class PFPascal(KeypointPairs):
         try:
             with table.open(newline="", encoding="utf-8") as file:
                 self.pairs = [self._pair(i, row) for i, row in enumerate(csv.DictReader(file))]
-        except (KeyError, ValueError, IndexError, UnicodeDecodeError, csv.Error) as error:
+        except (KeyError, ValueError, AttributeError, TypeError, csv.Error) as error:
             raise InputError(f"{table}: not PF-Pascal's list of pairs ({error})", "get it again") from error
         if not self.pairs:
             raise InputError(f"{table} lists no pairs", "get it again")
@@ -280,13 +280,19 @@ class PFPascal(KeypointPairs):
             files.append(file)
         sizes = []
         for file in files:
-            with Image.open(file) as image:
-                sizes.append((image.height, image.width))
+            try:
+                with Image.open(file) as image:
+                    sizes.append((image.height, image.width))
+            except OSError as error:
+                raise InputError(f"{file} cannot be read as an image ({error})", "copy it again") from error
         source, target = points("XA", "YA"), points("XB", "YB")
+        number = int(row["class"])
+        if not 1 <= number <= len(PASCAL_CLASSES):
+            raise ValueError(f"class {number}")
         visible = np.isfinite(source).all(1) & np.isfinite(target).all(1)
         return KeypointPair(
             name=f"{index:04d}",
-            category=PASCAL_CLASSES[int(row["class"]) - 1],
+            category=PASCAL_CLASSES[number - 1],
             source=files[0],
             target=files[1],
             source_size=sizes[0],

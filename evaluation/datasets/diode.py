@@ -71,6 +71,6 @@ def _load(path: Path) -> np.ndarray:
     """(H, W) array of a ``.npy``, never pickled. Raises InputError."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read ({error})", "copy it again") from error
     return array[..., 0] if array.ndim == 3 else array

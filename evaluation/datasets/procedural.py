@@ -70,6 +70,15 @@ class Procedural(DepthDataset):
         """See :class:`DepthDataset`."""
         return self._names
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The seeds and size, and the shards' folder; see :class:`DepthDataset`."""
+        if self._source is None:
+            return {**super().identity, "size": list(self.size)}
+        from vision3d.training.data import describe_source
+
+        return {"root": str(self._source.folder.resolve()), **describe_source(self._source)}
+
     def __getitem__(self, index: int) -> DepthSample:
         if self._kept is not None and index in self._kept:
             return self._kept[index]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class Case:
         """
         try:
             return np.load(self.path.with_suffix(".npz"), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise BrokenFixture(f"its .npz cannot be read ({error})") from error
 
     def tensor(self, name: str) -> torch.Tensor:

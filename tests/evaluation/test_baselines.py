@@ -145,9 +145,11 @@ def test_maps_survive_saving(tmp_path):
     assert [m.name for m in loaded] == [m.name for m in maps]
     for a, b in zip(maps, loaded, strict=True):
         np.testing.assert_array_equal(a.inverse_depth, b.inverse_depth)
-    (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(InputError):
-        load_maps(tmp_path / "bad.npz")
+    whole = (tmp_path / "maps.npz").read_bytes()
+    for bad in (b"nothing", b"", whole[: len(whole) // 2]):
+        (tmp_path / "bad.npz").write_bytes(bad)
+        with pytest.raises(InputError):
+            load_maps(tmp_path / "bad.npz")
 
 
 def test_nothing_to_score_is_said():

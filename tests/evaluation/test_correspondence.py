@@ -104,9 +104,21 @@ def test_pf_pascal_is_read_in_its_layout(tmp_path: Path) -> None:
     (pair,) = PFPascal(tmp_path)
     assert pair.category == "cat" and pair.source_points.tolist() == [[1, 3], [2.5, 4]]
     assert pair.target_points.tolist() == [[6, 9], [7, 10]] and pair.target_box is None
-    (root / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(InputError, match=r"b\.jpg"):
-        PFPascal(root)
+    table = root / "test_pairs_pf_pascal.csv"
+    whole = table.read_text()
+    for damaged in (
+        whole.replace(",8,1", ",0,1"),
+        whole.replace(",8,1", ",21,1"),
+        whole[: whole.index(",9;")],
+    ):
+        table.write_text(damaged)
+        with pytest.raises(InputError, match="test_pairs"):
+            PFPascal(root)
+    table.write_text(whole)
+    for damage in (lambda path: path.write_bytes(b"no picture"), Path.unlink):
+        damage(root / "JPEGImages" / "b.jpg")
+        with pytest.raises(InputError, match=r"b\.jpg"):
+            PFPascal(root)
 
 
 def tss(folder: Path) -> Path:
@@ -169,6 +181,8 @@ def test_evaluating_from_the_command_line(
         assert scores("--dataset", "tss", "--root", root, *more)["all"]["pairs"] == 2
     for words, message in (
         (["match", "--dataset", "spair"], "--root"),
+        (["match", "--dataset", "spair", "--root", str(tmp_path), "--limit", "-1"], "at least 1"),
+        (["match", "--dataset", "tss", "--root", str(tmp_path / "tss0"), "--limit", "0"], "at least 1"),
         (["match", "--dataset", "nyu", "--root", "."], "spair"),
         (["depth", "--dataset", "spair", "--root", "."], "nyu"),
     ):

@@ -13,6 +13,7 @@ from vision3d.evaluation.datasets.diode import DIODE
 from vision3d.evaluation.datasets.eth3d import ETH3D
 from vision3d.evaluation.datasets.kitti import KITTIEigen
 from vision3d.evaluation.datasets.nyu import NYUv2
+from vision3d.evaluation.datasets.procedural import TEST_SEEDS, Procedural
 from vision3d.evaluation.datasets.samples import RealSamples
 from vision3d.evaluation.datasets.scannet import ScanNet
 from vision3d.evaluation.protocols import nyu_eigen_mask
@@ -343,7 +344,40 @@ def test_the_real_samples_at_hand_agree_with_their_description(shared):
     assert measured.min() > 5 and measured.max() < 80
 
 
+def test_a_disparity_that_was_cut_off_is_named(tmp_path):
+    samples_folder(tmp_path)
+    path = tmp_path / "motorcycle" / "motorcycle_disp.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError) as error:
+        RealSamples(tmp_path, groups=["motorcycle"])[0]
+    assert "motorcycle_disp" in one_line(error)
+
+
 # --- all of them ---
+
+
+def test_data_sets_of_one_name_are_told_apart(tmp_path):
+    seen = []
+    for folder in ("one", "two"):
+        samples_folder(tmp_path / folder)
+        seen.append(RealSamples(tmp_path / folder).identity)
+    assert RealSamples(tmp_path / "two").identity == seen[-1]
+    (tmp_path / "two" / "tum_desk" / "1_depth.png").write_bytes(b"replaced")
+    seen.append(RealSamples(tmp_path / "two").identity)
+    first = TEST_SEEDS.start
+    for seeds, side in (
+        (range(first, first + 2), 32),
+        (range(first, first + 2), 48),
+        ([first, first + 2], 32),
+    ):
+        seen.append(Procedural(seeds, size=(side, side)).identity)
+    assert len({json.dumps(identity) for identity in seen}) == len(seen) == 6
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes("Büro.png".encode("latin-1"))
+    with pytest.raises(InputError, match=r"list\.txt"):
+        open_dataset("nyu", tmp_path, split=tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize("name", ["nyu", "kitti", "eth3d", "scannet", "diode", "samples"])

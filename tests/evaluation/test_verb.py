@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -57,6 +58,30 @@ def test_evaluate_prints_the_table_and_writes_the_files(desk, pipeline, tmp_path
     assert {p.name for p in out.iterdir()} == {
         "per_image.csv", "per_image.jsonl", "previews.png", "report.json", "table.md",
     }  # fmt: skip
+
+
+def test_scores_of_another_folder_are_not_reused(desk, pipeline, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(desk, other)
+    deeper = 25000 - np.asarray(Image.open(other / "tum_desk" / "1_depth.png"))
+    Image.fromarray(deeper.astype(np.uint16)).save(other / "tum_desk" / "1_depth.png")
+
+    def report(root, out):
+        command = [
+            "evaluate",
+            "depth",
+            "--dataset",
+            "samples",
+            "--root",
+            str(root),
+            "--out",
+            str(tmp_path / out),
+        ]
+        assert main(command) == 0
+        return (tmp_path / out / "report.json").read_text()
+
+    first, fresh = report(desk, "out"), report(other, "fresh")
+    assert report(other, "out") == fresh != first
 
 
 def test_evaluate_as_json_on_a_limited_number(desk, pipeline, tmp_path, capsys):
