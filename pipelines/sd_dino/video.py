@@ -22,6 +22,7 @@ from vision3d.pipelines.sd_dino.flow import on_pixels
 from vision3d.pipelines.sd_dino.options import MatchOptions
 
 if TYPE_CHECKING:
+    from vision3d.pipelines.sd_dino.canvas import CellGrid
     from vision3d.pipelines.sd_dino.pipeline import Descriptors, SDDino
 
 MAX_LABELS = 256
@@ -93,7 +94,8 @@ def propagate_labels(
             f"labels of type {labels.dtype} and shape {labels.shape}", "give (H, W) integers 0 to 255"
         )
     labels = labels.astype(np.int64)
-    count = int(labels.max()) + 1
+    names = np.union1d([0], labels)
+    numbered = np.searchsorted(names, labels)
     bases: Any = None
     first: tuple[Tensor, Tensor] | None = None
     recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=max(1, how.context))
@@ -108,7 +110,7 @@ def propagate_labels(
         described = pipeline.describe_in(features, bases, options)
         cells = F.normalize(described.cells, dim=-1)
         if first is None:
-            first = cells, cell_labels(labels, described, count).to(cells.device)
+            first = cells, cell_labels(numbered, described, len(names)).to(cells.device)
             yield labels
             continue
         sources = [first, *(recent if how.context else ())]
@@ -116,8 +118,18 @@ def propagate_labels(
         if how.context:
             recent.append((cells, shares))
         table = shares.T.unflatten(1, described.shape).permute(1, 2, 0).cpu().numpy()
-        maps = [on_pixels(np.ascontiguousarray(table[..., k]), described.grid) for k in range(count)]
-        yield np.argmax(np.stack(maps), axis=0)
+        yield names[_largest(table, described.grid)]
+
+
+def _largest(shares: np.ndarray, grid: CellGrid) -> np.ndarray:
+    """Which of the shares (h, w, K) of cells is largest at each pixel (H, W); one map of them at a time."""
+    best = on_pixels(shares[..., 0], grid)
+    largest = np.zeros(best.shape, np.int64)
+    for k in range(1, shares.shape[-1]):
+        here = on_pixels(shares[..., k], grid)
+        larger = here > best
+        best[larger], largest[larger] = here[larger], k
+    return largest
 
 
 def _spread(

@@ -181,6 +181,11 @@ def test_images_are_told_apart_by_content():
     }
     assert len(distinct) == 5
     assert image_sha256(np.asfortranarray(changed)) == image_sha256(changed)
+    values = torch.linspace(0, 1, 6)
+    assert image_sha256(values) == image_sha256(values.numpy())
+    assert (
+        len({image_sha256(values.to(kind)) for kind in (torch.float32, torch.float16, torch.bfloat16)}) == 3
+    )
 
 
 def test_the_second_pipeline_on_an_image_encodes_nothing():
@@ -257,6 +262,7 @@ def test_features_are_kept_on_disk_only_for_networks_that_a_later_process_can_te
     assert files > 0
     again = told.features(latents, 100, context, taps=("s3",))
     assert torch.equal(kept["s3"].tensor, again["s3"].tensor)
+    told.features(latents.bfloat16().float(), 100, context.bfloat16(), taps=("s3",))
     # Another autoencoder gives other latents of the same picture.
     other = told.features(latents + 1, 100, context, taps=("s3",))
     assert not torch.equal(kept["s3"].tensor, other["s3"].tensor)

@@ -500,6 +500,27 @@ def test_labels_travel_with_what_moves(pipeline: SDDino, picture: np.ndarray) ->
     assert overlap > 0.6 and overlap > still
 
 
+def test_labels_far_apart_cost_no_more_than_their_number(pipeline: SDDino, picture: np.ndarray) -> None:
+    import tracemalloc
+
+    from vision3d.pipelines.sd_dino.video import propagate_labels
+
+    frames = [picture, np.roll(picture, 8, axis=1)]
+    labels = np.zeros(picture.shape[:2], np.uint8)
+    labels[24:56, 24:48], labels[:16, :16] = 1, 2
+    named = np.array([0, 7, 255])
+    options = MatchOptions(features="dino")
+    near = list(propagate_labels(pipeline, frames, labels, options=options))
+    tracemalloc.start()
+    try:
+        far = list(propagate_labels(pipeline, frames, named[labels], options=options))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(far[1], named[near[1]]) and set(np.unique(far[1])) == {0, 7, 255}
+    assert peak < 100 * labels.size * 4, "as 100 maps in single precision"
+
+
 def test_retrieval_puts_the_image_itself_first(pipeline: SDDino, picture: np.ndarray) -> None:
     from vision3d.io.photo import Photo
     from vision3d.pipelines.sd_dino.retrieval import retrieve

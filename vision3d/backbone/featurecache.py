@@ -40,13 +40,15 @@ def image_sha256(image: np.ndarray | Tensor | bytes) -> str:
     """SHA-256 of an image's shape, type and values, or of a file's bytes."""
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
-    array = (
-        image.detach().cpu().contiguous().numpy()
-        if isinstance(image, Tensor)
-        else np.ascontiguousarray(image)
-    )
-    digest = hashlib.sha256(f"{array.shape}|{array.dtype}|".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    if isinstance(image, Tensor):  # NumPy has no bfloat16
+        values = image.detach().cpu().contiguous()
+        shape, kind = tuple(values.shape), str(values.dtype).removeprefix("torch.")
+        data = values.reshape(-1).view(torch.uint8).numpy().data
+    else:
+        array = np.ascontiguousarray(image)
+        shape, kind, data = array.shape, str(array.dtype), array.reshape(-1).view(np.uint8).data
+    digest = hashlib.sha256(f"{shape}|{kind}|".encode())
+    digest.update(data)
     return digest.hexdigest()
 
 
