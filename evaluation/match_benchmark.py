@@ -161,7 +161,7 @@ def transfer_keypoints(
     queries = descriptors[0].cells[torch.from_numpy(cells).to(pipeline.device)]
     metric: Any = options.resolved_metric
     rows = matching.query_rows(queries, descriptors[1].cells, metric, halves=descriptors[0].halves)
-    stride = side // count
+    stride = side / count
     return cell_points(rows.argmax(1).cpu().numpy(), count, stride, stride)
 
 
@@ -203,13 +203,14 @@ def evaluate_flow(
         dataset: pairs with flow.
         out: folder for report.json and per_pair.csv.
         options: settings of the method.
-        published: keep the published slip by which rows come out up to one cell too large, and its rounding.
+        published: weigh layers after the norm, as published; keep the published slip by which rows come out up to one
+            cell too large, and its rounding.
         limit: only the first so many directions.
 
     Raises:
         InputError: no pairs.
     """
-    options = replace(options or MatchOptions(), dense=True, padding=True)
+    options = replace(options or MatchOptions(), dense=True, padding=True, weigh_after=published)
     count = _count(len(dataset), limit, dataset.name)
     make_folder(out)
     groups: dict[str, list[Any]] = {}
@@ -237,7 +238,7 @@ def evaluate_flow(
     scores["all"] = mean(everything)
     protocol = {
         "pck": "per image, inside the mask, error at most alpha times the longer side of the source",
-        "rules": "published" if published else "whole rows, layers weighted before the norm",
+        "rules": "published" if published else "whole rows, layers and halves weighted",
         "weights": pipeline.weights_name,
         "weights_sha256": pipeline.weights_sha256,
         "options": asdict(options),

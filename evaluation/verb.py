@@ -30,6 +30,9 @@ def evaluate(
     category_prompt: bool = False,
     published: bool = False,
     dino: str | None = None,
+    captioner: str | None = None,
+    clip: str | None = None,
+    conditioning: Literal["auto", "empty", "implicit"] = "auto",
     features: Literal["sd+dino", "sd", "dino"] = "sd+dino",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Report:
@@ -57,8 +60,12 @@ def evaluate(
             published scripts do.
         sample: match: so many pairs per category, drawn as the published script does by default (20); 0 for all.
         category_prompt: match: caption images "a photo of CATEGORY".
-        published: match: the published rules for cells and borders, slips included.
+        published: match: the published rules for cells, borders and weights, slips included.
         dino: match: DINO network instead of the weights' own.
+        captioner: match: ODISE's checkpoint (CC BY-NC-SA 4.0), for implicit captions as in the published tables.
+        clip: match: folder of CLIP ViT-L/14 at 336, for implicit captions.
+        conditioning: match: of Stable Diffusion by the empty prompt or by implicit captions; auto takes these where
+            --captioner and --clip are given.
         features: match: of both networks or of one.
         device: where to compute.
     """
@@ -74,6 +81,9 @@ def evaluate(
             category_prompt,
             published,
             dino,
+            captioner,
+            clip,
+            conditioning,
             features,
             device,
         )
@@ -108,6 +118,9 @@ def _evaluate_match(
     category_prompt: bool,
     published: bool,
     dino: str | None,
+    captioner: str | None,
+    clip: str | None,
+    conditioning: Any,
     features: Any,
     device: str,
 ) -> Report:
@@ -123,14 +136,18 @@ def _evaluate_match(
         raise InputError(f"data set {dataset} without its folder", "give --root DIR")
     if dataset not in get_args(MatchDataset):
         raise InputError(f"correspondence on {dataset}", f"choose one of {', '.join(get_args(MatchDataset))}")
+    if category_prompt and conditioning != "auto":
+        raise InputError(f"--category-prompt with --conditioning {conditioning}", "leave one of the two out")
     readers: dict[str, Callable[[], TSS | KeypointPairs]] = {
         "tss": lambda: TSS(root),
         "spair": lambda: SPair71k(root),
         "pfpascal": lambda: PFPascal(root, pairs=split),
     }
     reader = readers[dataset]()
-    pipeline = SDDino.from_pretrained(weights, dino=dino, device=device)
-    options = MatchOptions(features=features)
+    pipeline = SDDino.from_pretrained(
+        weights, dino=dino, captioner=captioner, clip=clip, device=device, features=features
+    )
+    options = MatchOptions(features=features, conditioning=conditioning)
     if isinstance(reader, TSS):
         return evaluate_flow(pipeline, reader, out, options=options, published=published, limit=limit)
     return evaluate_keypoints(

@@ -179,7 +179,7 @@ def cells_of(points: np.ndarray, side: int, count: int, *, clamp: bool = True) -
     return row * count + column
 
 
-def cell_points(cells: np.ndarray, count: int, stride: int, patch: int) -> np.ndarray:
+def cell_points(cells: np.ndarray, count: int, stride: float, patch: float) -> np.ndarray:
     """Canvas points (N, 2) as x, y at the middle of cells, pixel centres at whole numbers, as published."""
     cells = np.asarray(cells)
     return np.stack([cells % count, cells // count], axis=-1) * stride + (patch // 2 - 0.5)

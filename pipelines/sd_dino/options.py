@@ -149,6 +149,7 @@ class MatchOptions:
         seed: of the randomised projection.
         subcell: places between cells instead of at their middles.
         padding: let points match into the canvas' padding, as published.
+        weigh_after: weigh the layers after the norm and the halves not at all, as the published evaluation on TSS does.
         dense: also flow both ways.
         max_matches: chosen matches when no points are asked for.
         min_confidence: of chosen matches.
@@ -163,6 +164,7 @@ class MatchOptions:
     seed: int = 0
     subcell: bool = True
     padding: bool = False
+    weigh_after: bool = False
     dense: bool = False
     max_matches: int = 500
     min_confidence: float = 0.0

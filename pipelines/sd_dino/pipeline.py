@@ -518,7 +518,8 @@ class SDDino:
             dino,
             lengths=lengths,
             layer_weights=weights,
-            half_weights=(config.sd_weight, config.dino_weight),
+            half_weights=(1.0, 1.0) if options.weigh_after else (config.sd_weight, config.dino_weight),
+            weigh_after=options.weigh_after,
         )
         halves = sd.shape[1] if sd is not None and dino is not None and sd.shape == dino.shape else None
         inside = np.ones(len(cells), bool) if options.padding else grid.inside()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vision3d.errors import InputError
@@ -162,6 +164,46 @@ def test_an_image_against_itself_scores_within_a_cell(
     assert "per_point_bbox" in str(report)
 
 
+def test_published_cells_lie_where_they_are_whatever_their_number(
+    tmp_path: Path, sd_dino_folder: Path
+) -> None:
+    """23 cells do not divide the published canvas; an image matches itself, so that cells are off by chance alone."""
+    from vision3d.evaluation.match_benchmark import pair_errors, transfer_keypoints
+    from vision3d.pipelines.sd_dino import SDDino
+    from vision3d.pipelines.sd_dino.options import MatchOptions
+
+    pair = SPair71k(spair(tmp_path))[2]
+    y, x = np.mgrid[: pair.source_size[0] : 3, : pair.source_size[1] : 3]
+    points = np.stack([x.ravel(), y.ravel()], 1).astype(float)
+    pair = replace(pair, source_points=points, target_points=points, ids=tuple(map(str, range(len(points)))))
+    pipeline = SDDino.from_pretrained(sd_dino_folder, cache=False, dino_size=184, features="dino")
+    options = MatchOptions(features="dino", subcell=False, padding=True)
+    predicted = transfer_keypoints(pipeline, pair, pipeline.encode, options, published=True)
+    errors = pair_errors(pair, predicted).errors
+    assert errors.max() < 840 / 23 / 2 * 2**0.5 + 1
+
+
+def test_layers_weighed_after_the_norm_are_the_plain_ones_times_their_weights(
+    tmp_path: Path, sd_dino_folder: Path
+) -> None:
+    from vision3d.pipelines.sd_dino import SDDino
+    from vision3d.pipelines.sd_dino.options import MatchOptions
+    from vision3d.pipelines.sd_dino.pca import co_pca
+
+    weights = {"s5": 0.5, "s4": 2.0, "s3": 0.25}
+    weighed = SDDino.from_pretrained(sd_dino_folder, cache=False, layer_weights=weights, sd_weight=0.1)
+    plain = SDDino.from_pretrained(sd_dino_folder, cache=False)
+    pair = TSS(tss(tmp_path))[0]
+    images = [weighed.encode(picture) for picture in (pair.source, pair.target)]
+    found = weighed.describe(*images, MatchOptions(weigh_after=True))[0].cells
+    expected = plain.describe(*images)[0].cells.clone()
+    layers, _ = co_pca(images[0].sd, images[1].sd, plain.config.dims)
+    finest_first = ("s3", "s4", "s5")
+    factors = np.repeat([weights[n] for n in finest_first], [len(layers[n]) for n in finest_first])
+    expected[:, : len(factors)] *= torch.from_numpy(factors).float()
+    torch.testing.assert_close(found, expected)
+
+
 def test_evaluating_from_the_command_line(
     tmp_path: Path, sd_dino_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,11 +221,21 @@ def test_evaluating_from_the_command_line(
     for more in ([], ["--published"]):
         root = tss(tmp_path / f"tss{len(more)}")
         assert scores("--dataset", "tss", "--root", root, *more)["all"]["pairs"] == 2
+        stored = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert stored["protocol"]["options"]["weigh_after"] == bool(more)
     for words, message in (
         (["match", "--dataset", "spair"], "--root"),
         (["match", "--dataset", "spair", "--root", str(tmp_path), "--limit", "-1"], "at least 1"),
         (["match", "--dataset", "tss", "--root", str(tmp_path / "tss0"), "--limit", "0"], "at least 1"),
         (["match", "--dataset", "nyu", "--root", "."], "spair"),
+        (
+            ["match", "--dataset", "tss", "--root", str(tmp_path / "tss0"), "--captioner", "nowhere"],
+            "nowhere",
+        ),
+        (
+            ["match", "--dataset", "tss", "--root", str(tmp_path / "tss0"), "--conditioning", "implicit"],
+            "--captioner",
+        ),
         (["depth", "--dataset", "spair", "--root", "."], "nyu"),
     ):
         assert main(["evaluate", *words, *common]) == 2
