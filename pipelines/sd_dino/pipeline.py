@@ -26,6 +26,7 @@ from transformers import CLIPVisionModelWithProjection
 from vision3d.backbone import loading
 from vision3d.backbone.backbone import Backbone, fixed_noise
 from vision3d.backbone.dino import Dino, log_bins
+from vision3d.backbone.dino3 import Dinov3, load_any_dino
 from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha256
 from vision3d.backbone.sharing import has_file, identity
 from vision3d.device import dtype_name
@@ -211,8 +212,8 @@ class SDDino:
                 embedded ones.
             sd: Stable Diffusion, instead of what the first argument says; without that one, no weights but ``sd`` and
                 ``dino`` are loaded.
-            dino: DINO file or folder, or a pulled name such as ``dinov2-vitb14`` or ``dino-vits8``, instead of what the
-                first argument says.
+            dino: DINO file or folder (v1, v2; v3 from a folder of transformers), or a pulled name such as
+                ``dinov2-vitb14`` or ``dino-vits8``, instead of what the first argument says.
             captioner: ODISE's checkpoint or its captioner tensors (CC BY-NC-SA 4.0), for implicit captions.
             clip: folder of CLIP ViT-L/14 at 336, for implicit captions.
             torch_dtype: floating type; fp32 on CPUs, 16 bits on CUDA.
@@ -416,7 +417,7 @@ class SDDino:
             f"stride {config.dino_stride}",
             model=f"{identity(network)} {network.interpolation}",
             taps=(f"{config.dino_facet} {config.dino_layer}{' normed' if config.dino_norm else ''}",),
-            dtype=str(network.pos_embed.dtype),
+            dtype=str(network.dtype),
         )
 
         def compute() -> dict[str, Tensor]:
@@ -972,22 +973,27 @@ def _config_for(dino: Path | None, *, alone: bool) -> SDDinoConfig:
     """Published settings for the DINO network in a file."""
     if dino is None:
         return SDDinoConfig()
-    from vision3d.backbone.dino import load_dino
-
-    network = load_dino(dino, load=False)
+    network = load_any_dino(dino, load=False)
     version = 2 if network.config.layer_scale else 1
     config = SDDinoConfig.for_dino(version, network.config.depth, alone=alone)
     if version == 2 and network.config.patch != 14:
         config = config.changed(dino_size=60 * network.config.patch)
+    if isinstance(
+        network, Dinov3
+    ):  # its authors read dense features after the norm, without which few channels rule
+        config = config.changed(dino_norm=True)
     return config
 
 
-def save_dino(network: Dino, folder: Path) -> None:
-    """Writes a DINO network as ``config.json`` and ``model.safetensors`` under the hub's names."""
+def save_dino(network: Dino | Dinov3, folder: Path) -> None:
+    """Writes a DINO network as ``config.json`` and ``model.safetensors``, up to v2 under the hub's names."""
     from safetensors.torch import save
 
     from vision3d.io.files import json_bytes, staged_folder
 
+    if isinstance(network, Dinov3):
+        network.model.save_pretrained(folder)
+        return
     config = network.config
     with staged_folder(folder, last="config.json") as staging:
         tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}

@@ -39,7 +39,8 @@ class Networks:
     Attributes:
         weights: "mini" (the embedded ones), a pulled name, a Stable Diffusion file or folder, or a folder of SD+DINO;
             by default the official ones if they were pulled, else the embedded ones.
-        dino: DINO file, folder or pulled name (dinov2-vitb14, dino-vits8, ...) instead of the weights' own.
+        dino: DINO file, folder (also DINOv3's) or pulled name (dinov2-vitb14, dino-vits8, ...) instead of the weights'
+            own.
         captioner: ODISE's checkpoint (CC BY-NC-SA 4.0), for implicit captions.
         clip: folder of CLIP ViT-L/14 at 336, for implicit captions.
         sd_size: side of the canvas for Stable Diffusion in pixels, by default the weights' own (960 for the published).

@@ -52,3 +52,7 @@ def test_what_is_no_dinov3_is_refused(folder, tmp_path):
         Dinov3(folder).features(torch.rand(1, 3, 32, 32), layer=3)
     with pytest.raises(InputError, match="no patch of 16"):
         Dinov3(folder).features(torch.rand(1, 3, 32, 15))
+    with pytest.raises(InputError, match="facet 'key'"):
+        Dinov3(folder).features(torch.rand(1, 3, 32, 32), facet="key")
+    with pytest.raises(InputError, match="16 pixels apart"):
+        Dinov3(folder).features(torch.rand(1, 3, 32, 32), stride=8)

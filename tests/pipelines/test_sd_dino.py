@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DINOv3ViTConfig, DINOv3ViTModel
 
 from vision3d.backbone.backbone import Backbone
 from vision3d.backbone.featurecache import FeatureCache
@@ -339,6 +339,34 @@ def test_dino_replaces_the_weights_own_and_nothing_else(sd_dino_folder: Path) ->
     assert defaults.sd == LoadingPlan.of().sd and defaults.dino == other
     alone = LoadingPlan.of(None, dino=other, features="dino")
     assert alone.sd is None and alone.config.dino_size == 224
+
+
+def test_dinov3_matches_is_kept_and_saved(picture: np.ndarray, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = DINOv3ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patch_size=16,
+        num_register_tokens=2,
+    )  # fmt: skip
+    network = DINOv3ViTModel(config)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    network.save_pretrained(tmp_path / "dinov3")
+    cache = FeatureCache(tmp_path / "cache")
+    pipeline = SDDino.from_pretrained(
+        dino=tmp_path / "dinov3", features="dino", dino_size=192, cache=cache, memory="low"
+    )
+    assert pipeline.config.dino_norm and "dinov3" in repr(pipeline)
+    points = np.array([[20.0, 30.0], [70.0, 50.0]])
+    for hits in (0, 2):
+        found = pipeline.match(picture, picture, points, features="dino", subcell=False)
+        assert np.abs(found.points_b - points).max() <= 96 / 12 / 2
+        assert cache.hits == hits + 1, "the second image of a pair, then both"
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = SDDino.from_pretrained(tmp_path / "saved", cache=False)
+    options = MatchOptions(features="dino")
+    one, two = (p.encode(picture, options).dino for p in (pipeline, again))
+    torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
 
 
 def test_texts_condition_a_prior_by_the_layer_it_was_trained_with(

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision3d.backbone import loading
-from vision3d.backbone.dino import Dino, Facet, GridTokens, load_dino
+from vision3d.backbone.dino import Dino, Facet, GridTokens
+from vision3d.backbone.dino3 import Dinov3, load_any_dino
 from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha256
 from vision3d.backbone.schedule import PredictionType, add_noise, to_x0
 from vision3d.backbone.sharing import has_file, identity, share, shared_moments
@@ -76,7 +77,7 @@ class Backbone:
         self,
         sd: StableDiffusion | None = None,
         text: TextEncoder | None = None,
-        dino: Dino | None = None,
+        dino: Dino | Dinov3 | None = None,
         *,
         device: torch.device | str = "auto",
         memory: Memory | str | int = "auto",
@@ -109,7 +110,7 @@ class Backbone:
 
         Args:
             sd: Stable Diffusion folder or single file.
-            dino: DINO file or folder.
+            dino: DINO file or folder, of any version.
             device: where networks run.
             dtype: floating type; fp32 on CPUs, 16 bits on CUDA.
             prediction_type: what the UNet predicts, where the source does not say.
@@ -132,11 +133,11 @@ class Backbone:
             networks.unet = share(networks.unet) if networks.unet is not None else None
             networks.vae = share(networks.vae) if networks.vae is not None else None
             text = _text_encoder(Path(sd).expanduser(), place)
-        vit = share(load_dino(dino, dtype=floating, load=False)) if dino is not None else None
+        vit = share(load_any_dino(dino, dtype=floating, load=False)) if dino is not None else None
         backbone = cls(networks, text, vit, device=place, memory=memory, feature_cache=feature_cache)
         if channels_last or (channels_last is None and place.type == "cuda"):
             for network in backbone._networks():
-                if not isinstance(network, Dino) and backbone.tier != "low":
+                if not isinstance(network, (Dino, Dinov3)) and backbone.tier != "low":
                     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             backbone.compile_blocks()
@@ -352,7 +353,7 @@ class Backbone:
         batch_size: int | None = None,
     ) -> GridTokens:
         """DINO tokens of images in [0, 1]; arguments as in :meth:`vision3d.backbone.dino.Dino.features`."""
-        network: Dino = self._use(self.dino_network, "DINO network")
+        network: Dino | Dinov3 = self._use(self.dino_network, "DINO network")
         tokens = network.features(
             images.to(self.device), layer=layer, facet=facet, norm=norm, stride=stride, batch_size=batch_size
         )
