@@ -219,9 +219,8 @@ class GeometricMatcher:
         # the processors round to whole pixels; the relative coordinates are better
         sizes = torch.tensor([[p.size[1], p.size[0]] for p in photos], dtype=torch.float64)
         relative = output.keypoints[0].double().cpu()
-        if (
-            self.name != "efficientloftr"
-        ):  # SuperPoint's are indices of pixels; LoFTR's have centres at +0.5 already
+        # SuperPoint's are indices of pixels; LoFTR's have centres at +0.5 already
+        if self.name != "efficientloftr":
             height, width = inputs["pixel_values"].shape[-2:]
             relative = relative + 0.5 / torch.tensor([width, height])
         places = relative * sizes[:, None]
