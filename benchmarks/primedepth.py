@@ -23,6 +23,7 @@ from peers import marigold, timed
 from torch import Tensor
 
 from vision3d.backbone import loading
+from vision3d.backbone.featurecache import shared_latents
 from vision3d.backbone.schedule import add_noise
 from vision3d.device import peak_rss
 from vision3d.pipelines.primedepth import PrimeDepth
@@ -146,6 +147,7 @@ def published(networks: dict[str, Any], image: Tensor, noise: Tensor, context: T
 
 
 def ours(networks: dict[str, Any], image: Tensor, noise: Tensor, context: Tensor) -> Tensor:
+    shared_latents().clear()  # a photograph that was never seen
     pipeline = PrimeDepth(**networks)
     return pipeline.predict_depth(pipeline.refine(pipeline.encode(image), noise, context))
 

@@ -47,8 +47,6 @@ from vision3d.pipelines.scene.pipeline import Tasks, build_scene
 from vision3d.prediction import Provenance
 from vision3d.training.data import HELD_OUT_SEED
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
 
 class Untrained(ScenePipeline):
     """Whose networks draw no picture that a camera can be read from: after the attempt one is assumed."""
@@ -129,7 +127,7 @@ def separately(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) -> 
     def alone(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def task(*given: Any) -> Any:
             shared_latents().clear()
-            seconds[name], result = timed(lambda: run(*given), DEVICE)
+            seconds[name], result = timed(lambda: run(*given), pipeline.calibration.device)
             return result
 
         return task
@@ -150,7 +148,7 @@ def in_one_call(pipeline: ScenePipeline, photo: Photo, options: SceneOptions) ->
     """Seconds of the whole scene and of its fusion, and the number of encodes."""
     shared_latents().clear()
     with counting_encodes(pipeline) as runs:
-        seconds, _ = timed(lambda: pipeline.predict([photo], options), DEVICE)
+        seconds, _ = timed(lambda: pipeline.predict([photo], options), pipeline.calibration.device)
     return seconds, pipeline.seconds["fusion"], len(runs)
 
 

@@ -119,7 +119,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.set_num_threads(options.threads)
     pipeline = build(options.width)
-    one, four = (marigold("normals", pipeline.unet, pipeline.vae, steps, 77) for steps in (1, 4))
+    one, four = (marigold("normals", pipeline.unet, pipeline.vae, steps, 2) for steps in (1, 4))
     generator = torch.Generator().manual_seed(SEED)
     contexts = torch.randn(2, 77, CONTEXT, generator=generator).split(1)
     both = Plan(True, 401, options.steps, contexts[0], contexts[1], True, 1.0)

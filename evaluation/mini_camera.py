@@ -156,27 +156,44 @@ def score(sample: DepthSample, pipeline: Any = None) -> Score:
     return result
 
 
-def best_constant_depth(scores: Sequence[Score]) -> tuple[float, dict[str, float]]:
-    """The one depth in metres with the least mean AbsRel over images, and each image's AbsRel with it."""
+def best_constant_depths(scores: Sequence[Score]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The depths in metres with the least mean AbsRel over images and over groups, and these, as :func:`_both`."""
     candidates = np.geomspace(0.2, 80, 400)
     table = {
         s.name: np.abs(candidates[:, None] / s.depth[None] - 1).mean(axis=1) for s in scores if len(s.depth)
     }
-    best = int(np.mean(list(table.values()), axis=0).argmin())
-    return float(candidates[best]), {name: float(values[best]) for name, values in table.items()}
+    every = [
+        _both(scores, {name: float(values[k]) for name, values in table.items()}, np.mean)
+        for k in range(len(candidates))
+    ]
+    best = {
+        way: min(range(len(every)), key=lambda k: every[k][way]) for way in ("over_images", "over_groups")
+    }
+    chosen = {way: every[k][way] for way, k in best.items()}
+    return (
+        {way: float(candidates[k]) for way, k in best.items()},
+        {**every[best["over_images"]], **chosen},
+    )
 
 
 def compare(scores: Sequence[Score], constant_fov: float) -> dict[str, Any]:
-    """Model and constants on one set, over images and with every group counting the same."""
+    """Model and constants on one set, over images and with every group counting the same.
+
+    The best constant depth is chosen for either; its groups are those of the one for images.
+    """
     if not scores:
         raise InputError("no image with known intrinsics", "give other data")
-    depth, by_name = best_constant_depth(scores) if any(len(s.depth) for s in scores) else (None, {})
+    metres, constant = (
+        best_constant_depths(scores)
+        if any(len(s.depth) for s in scores)
+        else ({}, _both(scores, {}, np.mean))
+    )
     constant_errors = {s.name: abs(s.fov - constant_fov) for s in scores}
     result: dict[str, Any] = {
         "images": len(scores),
         "goal": GOAL,
         "fov": {"constant": _both(scores, constant_errors, np.median)},
-        "depth": {"best_constant_metres": depth, "constant": _both(scores, by_name, np.mean)},
+        "depth": {"best_constant_metres": metres, "constant": constant},
     }
     models = {
         "fov": {"model": {s.name: s.fov_error for s in scores if s.fov_error is not None}},

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from vision3d.errors import OutputError
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +30,38 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the larger fixtures beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def complaints_as_nobody() -> Callable[[list[Callable[[], None]]], list[str]]:
+    """What each of some attempts says to a user who owns nothing; in a forked process, where root can become one."""
+
+    def complain(attempts: list[Callable[[], None]]) -> list[str]:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            said = []
+            try:
+                if os.geteuid() == 0:
+                    os.setgroups([])
+                    os.setgid(65534)
+                    os.setuid(65534)
+                for attempt in attempts:
+                    try:
+                        attempt()
+                        said.append("written")
+                    except OutputError as error:
+                        said.append(str(error))
+            finally:
+                os.write(writer, json.dumps(said).encode())
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            answer = pipe.read()
+        os.waitpid(child, 0)
+        return json.loads(answer)
+
+    return complain
 
 
 @pytest.fixture(scope="session")

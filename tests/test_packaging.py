@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,26 @@ def test_every_package_in_the_tree_is_in_the_wheel(pyproject):
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert found == listed
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("open3d-cpu", "open3d"),
+        ("viser", "viser"),
+        ("tensorboard", "tensorboard"),
+        ("mkdocs", "mkdocs"),
+        ("h5py", "h5py"),
+        ("OpenEXR", "OpenEXR"),
+    ],
+)
+def test_what_is_installed_can_be_imported(name, module):
+    """Tests skip without an optional package, but must not for one that is there and broken."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
 
 
 def test_every_folder_of_modules_is_a_package():

@@ -505,7 +505,8 @@ def test_results_of_earlier_runs_are_not_taken_for_photographs(tmp_path):
 
 
 def test_video_frames_get_a_folder_each(tmp_path):
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
     for i in range(3):
         writer.write(np.full((24, 32, 3), 60 * i, np.uint8))

@@ -332,11 +332,16 @@ class LiveViewer(Running):
         free = check_address(host, port)
         running = set(threading.enumerate())
         # viser announces itself on stdout
-        with contextlib.redirect_stdout(io.StringIO()), _own_pages_only(host):
+        with contextlib.redirect_stdout(io.StringIO()), _own_pages_only(host) as guarded:
             self.server: viser.ViserServer = viser.ViserServer(
                 host=address_of(host), port=free, label=title or "vision3d", verbose=False
             )
         self._threads = [thread for thread in threading.enumerate() if thread not in running]
+        if not guarded:
+            self.server.stop()
+            raise ResourceError(
+                "this version of viser would answer any web page", "pip install 'viser==1.1.1'"
+            )
         self.host, self.port = host, self.server.get_port()
         self.url = url_of(host, self.port)
         self._build(background)
@@ -630,18 +635,22 @@ class LiveViewer(Running):
 
 
 @contextlib.contextmanager
-def _own_pages_only(host: str) -> Iterator[None]:
-    """Lets a viser server that starts here answer its own pages alone; viser itself lets any page in."""
+def _own_pages_only(host: str) -> Iterator[list[bool]]:
+    """Lets a viser server that starts here answer its own pages alone; viser itself lets any page in.
+
+    What it yields is empty as long as no server has started that way.
+    """
     from websockets.asyncio import server as sockets
 
-    plain, started = sockets.serve, []
+    plain = sockets.serve
+    started: list[bool] = []
 
-    def serve(handler: Any, *address: Any, process_request: Any, **settings: Any) -> Any:
+    def serve(handler: Any, *address: Any, process_request: Any = None, **settings: Any) -> Any:
         def answer(connection: Any, request: Any) -> Any:
             hosts, origins = (request.headers.get_all(name) for name in ("Host", "Origin"))
             if len(hosts) != 1 or any(is_foreign(hosts[0], origin, host) for origin in origins or [None]):
                 return connection.respond(403, "only pages of this server may ask\n")
-            return process_request(connection, request)
+            return None if process_request is None else process_request(connection, request)
 
         started.append(True)
         return plain(handler, *address, process_request=answer, **settings)
@@ -649,11 +658,9 @@ def _own_pages_only(host: str) -> Iterator[None]:
     with _starting:
         sockets.serve = serve  # type: ignore[assignment, misc]
         try:
-            yield
+            yield started
         finally:
             sockets.serve = plain  # type: ignore[misc]
-    if not started:
-        raise ResourceError("this version of viser would answer any web page", "pip install 'viser==1.1.1'")
 
 
 def start_viewer(

@@ -38,7 +38,8 @@ def address_of(host: str) -> str:
     except (socket.gaierror, UnicodeError) as error:
         raise InputError(f"host {host!r} is unknown", "give an address such as 127.0.0.1") from error
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    addresses = [str(entry[4][0]) for entry in found]
+    # link-local addresses of version 6 say on which interface
+    addresses = [f"{entry[4][0]}%{entry[4][3]}" if any(entry[4][3:]) else str(entry[4][0]) for entry in found]
     return next((address for address in addresses if _can_listen(address)), addresses[0])
 
 

@@ -216,9 +216,9 @@ def photo_refs(
     Raises:
         InputError: nothing there.
     """
-    from vision3d.io.images import iter_photos
+    from vision3d.io.images import expand_inputs, iter_photos
 
-    for name, item in _items(sources, recursive):
+    for name, item in expand_inputs(sources, recursive=recursive):
         try:
             for ref in iter_photos([item]):
                 # A name that is unique among this item's frames is not yet unique among all inputs.
@@ -239,11 +239,11 @@ def check_inputs(sources: Sequence[str | Path], *, recursive: bool = False) -> i
     Raises:
         InputError: none given, one missing, a folder or pattern without images.
     """
-    from vision3d.io.images import is_video
+    from vision3d.io.images import expand_inputs, is_video
 
     if not sources:
         raise InputError("no input given", "name a photograph, a folder, a pattern or a video")
-    items = _items(list(sources), recursive)
+    items = expand_inputs(list(sources), recursive=recursive)
     for _, item in items:
         if isinstance(item, Path) and not item.exists():
             raise InputError(f"no such file: {item}", "check the path")
@@ -277,22 +277,6 @@ def check_run(
     if memory != "auto":
         parse_bytes(memory)
     return total
-
-
-def _items(sources: Sources, recursive: bool) -> list[tuple[str, Any]]:
-    """All inputs by name; a recursive search leaves out the pictures of earlier results."""
-    from vision3d.io.images import expand_inputs
-    from vision3d.prediction import RECORD
-
-    items = expand_inputs(sources, recursive=recursive)
-    if not recursive:
-        return items
-    photographs = [
-        pair for pair in items if not (isinstance(pair[1], Path) and (pair[1].parent / RECORD).exists())
-    ]
-    if not photographs:
-        raise InputError("there are only pictures of earlier results", "name a folder of photographs")
-    return photographs
 
 
 def run_folder(

@@ -541,7 +541,10 @@ def _write_ranking(out: Path, jobs: list[PairJob], summary: RunSummary) -> None:
             with np.load(folder / "matches.npz") as arrays:
                 rows.append((job.first, job.second, score_matches(arrays["confidence"], arrays["mutual"])))
     rows.sort(key=lambda row: (row[0], -row[2], row[1]))
-    with atomic_path(out / "ranking.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(out / "ranking.csv") as path,
+        path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["a", "b", "score"])
         writer.writerows((a, b, f"{score:.5f}") for a, b, score in rows)

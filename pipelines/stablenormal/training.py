@@ -322,7 +322,7 @@ class NormalsTask(DenseTask):
     def _export_common(self, folder: Path) -> dict[str, Any]:
         export_component(self.vae, folder / "vae")
         parts: dict[str, Any] = {"vae": self.vae}
-        there = (self.init / "text_encoder").is_dir() and (self.init / "tokenizer").is_dir()
+        there = (self.init / "text_encoder").is_dir() and (self.init / "tokenizer" / "vocab.json").is_file()
         if self._recipe.line == "v0" or there:
             from transformers import CLIPTokenizer
 
@@ -437,6 +437,10 @@ class RefineTask(NormalsTask):
         component_folder(self.init, "tokenizer", "vocab.json")
         if recipe.class_weight:
             self.fields = ("image", "normals", "semantic")
+
+    @override
+    def decisive(self) -> tuple[str, ...]:
+        return self.starts_from if self._recipe.dino is not None else (*self.starts_from, "dino")
 
     @override
     def build(self) -> nn.Module:

@@ -48,6 +48,14 @@ def test_ratios_are_to_the_constant_answers() -> None:
     grid = np.linspace(0.5, 10, 4000)
     best = min(np.mean([abs(c / d - 1) for d in (2, 4, 8, 8)]) for c in grid)
     assert result["depth"]["constant"]["over_images"] == pytest.approx(best, rel=0.01)
+    by_groups = min(np.mean([(abs(c / 2 - 1) + abs(c / 4 - 1)) / 2, abs(c / 8 - 1)]) for c in grid)
+    assert result["depth"]["constant"]["over_groups"] == pytest.approx(by_groups, rel=0.01)
+    more = [*samples[1:], sample(5, 100, 8.0, "b")]
+    other = mini_camera.compare([mini_camera.score(s) for s in more], 60.0)["depth"]
+    assert other["best_constant_metres"]["over_images"] == pytest.approx(8, rel=0.02)
+    assert other["best_constant_metres"]["over_groups"] == pytest.approx(4, rel=0.02)
+    assert other["constant"]["over_images"] == pytest.approx(1 / 4, rel=0.05)
+    assert other["constant"]["over_groups"] == pytest.approx(1 / 4, rel=0.05)
     assert result["depth"]["model"]["over_images"] == pytest.approx(0.5)
     assert "ratio" in mini_camera.summary("x", result)
 

@@ -351,7 +351,8 @@ def test_the_stored_part_is_cut_out_of_the_whole_tensor(tmp_path, options, store
 
 
 def test_torch_tensors_of_any_float_type_are_compared(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     value = torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
     assert judge(tmp_path, np.array([1.0, 2.0]), {"y": value}, {"atol": 0, "rtol": 0}) == "pass"
 
@@ -565,7 +566,8 @@ def test_recipe_values_do_not_depend_on_how_they_are_drawn():
 
 
 def test_recipe_fills_a_module_under_the_checkpoint_s_names():
-    torch = pytest.importorskip("torch")
+    import torch
+
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(torch.float64)
     recipe.fill(module, 5, "model.")
     shapes = {f"model.{name}": tuple(value.shape) for name, value in module.state_dict().items()}

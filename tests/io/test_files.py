@@ -27,6 +27,8 @@ from vision3d.io.files import (
     staged_folder,
 )
 
+Complaints = Callable[[list[Callable[[], None]]], list[str]]
+
 
 def everything_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
@@ -126,34 +128,7 @@ def test_a_name_too_long_is_one_line(tmp_path: Path) -> None:
         atomic_write_bytes(tmp_path / ("n" * 300), b"x")
 
 
-def complaints_as_nobody(attempts: list[Callable[[], None]]) -> list[str]:
-    """What each attempt says to a user who owns nothing; in a forked process, where root can become one."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        said = []
-        try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-            for attempt in attempts:
-                try:
-                    attempt()
-                    said.append("written")
-                except OutputError as error:
-                    said.append(str(error))
-        finally:
-            os.write(writer, json.dumps(said).encode())
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(answer)
-
-
-def test_a_folder_without_permission() -> None:
+def test_a_folder_without_permission(complaints_as_nobody: Complaints) -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         folder = Path(name) / "locked"
@@ -172,7 +147,7 @@ def test_a_folder_without_permission() -> None:
         assert everything_in(folder) == []
 
 
-def test_a_folder_is_filled_whose_parent_may_not_be_written() -> None:
+def test_a_folder_is_filled_whose_parent_may_not_be_written(complaints_as_nobody: Complaints) -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         folder = Path(name) / "mine"

@@ -230,3 +230,16 @@ def test_frames_of_a_video_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert set(names(tmp_path, recursive=True)) == {"Clip/000001", "clip_mp4/deep/a", "clip", "clip_2"}
     (tmp_path / "clip_mp4").rename(tmp_path / "other")
     assert set(names(tmp_path, recursive=True)) == {"Clip/000001", "other/deep/a", "clip", "clip_mp4"}
+
+
+def test_a_video_keeps_its_name_beside_its_own_results(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    first = names(tmp_path, recursive=True)
+    put(tmp_path / "clip" / "000000" / "preview.png")
+    (tmp_path / "clip" / "000000" / "result.json").write_text("{}")
+    assert names(tmp_path, recursive=True) == first == ["a", "clip"]
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "clip.mp4").unlink()
+    with pytest.raises(InputError, match="earlier results"):
+        names(tmp_path, recursive=True)

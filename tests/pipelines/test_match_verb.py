@@ -124,7 +124,7 @@ def test_results_of_other_weights_or_precision_are_not_taken_for_finished(
         file.write_bytes(b"one")
 
     def mark(**more: str) -> str:
-        net = Networks(weights=str(sd_dino_folder), **more)  # type: ignore[arg-type]
+        net = Networks(**{"weights": str(sd_dino_folder), "device": "cpu", **more})  # type: ignore[arg-type]
         return net.provenance(MatchOptions(), net.plan("sd+dino")).fingerprint(None)
 
     def geometric() -> str:

@@ -14,9 +14,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTokenizer
 
-pytest.importorskip("vision3d.pipelines.dmcalib")
-pytest.importorskip("vision3d.pipelines.stablenormal")
-
 from vision3d.backbone.featurecache import shared_latents
 from vision3d.backbone.text import load_text_tower
 from vision3d.camera import Intrinsics

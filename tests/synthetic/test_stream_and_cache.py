@@ -126,6 +126,11 @@ def test_a_shard_gives_way_to_a_longer_one_when_that_is_whole(
     # another process was faster, with more
     cache.write_shard(0, iter([render_sample(0, size), render_sample(1, size)]), size, 2)
     assert (tmp_path / "shard-000000000" / "image.npy").stat().st_ino == kept
+    # a damaged one is as good as none
+    (tmp_path / "shard-000000000" / "meta.json").unlink()
+    cache.refresh()
+    cache.fill(range(2), size, workers=0)
+    assert cache.shards == [(0, 2)]
     assert [path.name for path in tmp_path.iterdir()] == ["shard-000000000"]
 
 

@@ -145,11 +145,11 @@ def test_redirects_to_plain_addresses_and_loops_are_refused(server, fast, blob, 
 def test_the_wait_that_a_server_asks_for_is_kept(server, fast, blob, tmp_path, monkeypatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    date = formatdate(time.time() + 3, usegmt=True)
+    date = formatdate(time.time() + 3, usegmt=True)  # whole seconds
     served = server.add("/file.bin", blob, "wait 429 2", f"wait 503 {date}", "503", "503")
     # The server's own threads sleep, too, but only where a rate is set.
     fetch([f"{server.url}/file.bin"], tmp_path / "file.bin", sha256=served.sha256, policy=fast)
-    assert waits[0] == 2 and 1 < waits[1] <= 3
+    assert waits[0] == 2 and 0 < waits[1] <= 3
     assert waits[3] > waits[2] * 1.1  # doubled, give or take a quarter
     server.add("/file.bin", blob, "wait 503 3600")
     with pytest.raises(WeightsError, match="come back in 3600 s"):
@@ -157,7 +157,6 @@ def test_the_wait_that_a_server_asks_for_is_kept(server, fast, blob, tmp_path, m
 
 
 def test_a_stuck_connection_is_given_up_after_a_while(server, blob, tmp_path) -> None:
-    server.add("/file.bin", blob, *["stall"] * 10, rate=None)
     server.add("/slow.bin", blob, rate=40_000)
     start = time.monotonic()
     with pytest.raises(WeightsError, match="stuck"):

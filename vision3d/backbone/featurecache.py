@@ -31,7 +31,7 @@ from vision3d.io.files import atomic_write_bytes
 from vision3d.paths import home
 from vision3d.progress import warn
 
-FORMAT, VERSION = "vision3d-features", "1"
+FORMAT, VERSION = "vision3d-features", "2"
 LIMIT = "20G"
 _LARGEST_HALF = torch.finfo(torch.float16).max
 

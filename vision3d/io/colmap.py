@@ -62,7 +62,7 @@ def _images(poses: Mapping[str, np.ndarray], cameras: Mapping[str, int]) -> list
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:
-    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
+    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
 def _lines(path: Path) -> list[str]:

@@ -198,6 +198,14 @@ def _make_staging(folder: Path) -> tuple[Path, int]:
         os.close(lock)  # taken for a leftover before it was locked
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if it has just gone, or is none."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
 def remove_stagings(parent: Path, name: str | None = None) -> None:
     """Delete the half-filled folders that killed runs left of folders in ``parent``: of all, or of ``name``.
 
@@ -205,8 +213,10 @@ def remove_stagings(parent: Path, name: str | None = None) -> None:
     """
     own = ".+" if name is None else re.escape(name[:80] or "root")
     staging = re.compile(rf"\.{own}\.[0-9]+-[0-9a-f]{{8}}\.partial")
-    inside = parent.glob("*/.*.partial") if name is None else (parent / name).glob(".*.partial")
-    for leftover in [*parent.glob(".*.partial"), *inside]:
+    beside = _entries(parent)
+    folders = beside if name is None else [parent / name]
+    inside = [entry for folder in folders if not staging.fullmatch(folder.name) for entry in _entries(folder)]
+    for leftover in [*beside, *inside]:
         if not staging.fullmatch(leftover.name):
             continue
         with suppress(OSError):

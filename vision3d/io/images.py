@@ -82,9 +82,10 @@ def expand_inputs(source: Sources, *, recursive: bool = False) -> list[tuple[str
     """Everything that ``source`` stands for, as (unique output name, path or in-memory image).
 
     A folder gives its images and videos in natural order (img2 before img10), nested folders with
-    ``recursive`` (then named "sub/img2"); a pattern such as ``photos/*.jpg`` gives its matches; a list gives
-    all of each. When two would be called the same, the later one takes its suffix along: ``a.jpg``, ``a.png`` →
-    "a", "a_png"; so does a video that is called as a folder of others, where its frames would lie.
+    ``recursive`` (then named "sub/img2"; pictures of earlier results are left out); a pattern such as
+    ``photos/*.jpg`` gives its matches; a list gives all of each. When two would be called the same, the later one
+    takes its suffix along: ``a.jpg``, ``a.png`` → "a", "a_png"; so does a video that is called as a folder of
+    others, where its frames would lie.
 
     Raises:
         InputError: nothing there, nothing usable in it.
@@ -92,6 +93,10 @@ def expand_inputs(source: Sources, *, recursive: bool = False) -> list[tuple[str
     found = _expand(source, recursive)
     if not found:
         raise InputError("an empty list of images", "give at least one")
+    if recursive:
+        found = [(name, item) for name, item in found if not _is_of_a_result(item)]
+        if not found:
+            raise InputError("there are only pictures of earlier results", "name a folder of photographs")
     taken: set[str] = set()
     folders = {str(folder) for name, _ in found for folder in PurePosixPath(name.casefold()).parents}
 
@@ -110,6 +115,12 @@ def expand_inputs(source: Sources, *, recursive: bool = False) -> list[tuple[str
         taken.add(unique.casefold())
         named.append((unique, item))
     return named
+
+
+def _is_of_a_result(item: Any) -> bool:
+    from vision3d.prediction import RECORD
+
+    return isinstance(item, Path) and (item.parent / RECORD).exists()
 
 
 def _expand(source: Any, recursive: bool) -> list[tuple[str, Any]]:

@@ -9,6 +9,7 @@ Fill one with ``vision3d synthesize --shards --out DIR --count 20000 --size 128 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -193,19 +194,23 @@ class ShardCache:
                 "kinds": kinds,
             }
             (work / "meta.json").write_text(json.dumps(meta))
-            if target.exists():
-                # another process was faster, and the same seeds give the same bytes; or it is of a smaller request
-                if json.loads((target / "meta.json").read_text())["count"] >= count:
-                    return target
-                target.rename(shorter)
-            work.rename(target)
+            # another process was faster, and the same seeds give the same bytes; or what is there is of a smaller
+            # request, or damaged
+            while not _holds(target, count):
+                try:
+                    if target.exists():
+                        target.rename(shorter)
+                    work.rename(target)
+                except OSError as error:  # it came or went meanwhile
+                    if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                shutil.rmtree(shorter, ignore_errors=True)
         except OSError as error:
             raise OutputError(
                 f"cannot write {target}: {error.strerror or error}", "check space and rights"
             ) from error
         finally:
-            for left in (work, shorter):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
         return target
 
     def fill(self, seeds: range, size: tuple[int, int], workers: int = 1) -> int:
@@ -263,6 +268,14 @@ def _consecutive(runs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]
         group.append((first, count))
     if group:
         yield group
+
+
+def _holds(shard: Path, count: int) -> bool:
+    """Whether a shard is there with so many samples."""
+    try:
+        return json.loads((shard / "meta.json").read_text())["count"] >= count
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _name(first: int) -> str:

@@ -113,9 +113,13 @@ class DenseTask(Task):
         """What is made of the batches of one shape before they take turns."""
         return batches
 
+    def decisive(self) -> tuple[str, ...]:
+        """Folders of ``init`` whose weights decide the outcome of this recipe."""
+        return self.starts_from
+
     @override
     def describe(self) -> dict[str, Any]:
-        init = checksums(self.init, self.starts_from)
+        init = checksums(self.init, self.decisive())
         return describe_run(self.options.preset, self._recipe, self.source, init)
 
     def hand_on(self, folder: Path, *names: str) -> None:
