@@ -136,7 +136,7 @@ def _open_case(path: Path) -> Case | tuple[Path, str] | None:
         return (path, 'no "kind" in it') if with_arrays else None
     if not with_arrays:
         return path, "no .npz beside it"
-    missing = [key for key in ("system", "outputs") if key not in meta]
+    missing = [key for key in ("system", "outputs") if not meta.get(key)]
     if missing:
         return path, f'no "{missing[0]}" in it'
     if not isinstance(meta["outputs"], dict) or not all(

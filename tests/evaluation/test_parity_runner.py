@@ -170,7 +170,18 @@ def test_tables_without_arrays_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["no npz", "no json", "bad json", "bad npz", "cut npz", "no kind", "no outputs", "pickle"]
+    "damage",
+    [
+        "no npz",
+        "no json",
+        "bad json",
+        "bad npz",
+        "cut npz",
+        "no kind",
+        "no outputs",
+        "empty outputs",
+        "pickle",
+    ],
 )
 def test_damaged_fixtures_are_exit_code_3_and_not_silent(tmp_path, damage):
     write_fixture(tmp_path, "a", {"x": X, "y": 2 * X}, GOOD)
@@ -188,6 +199,8 @@ def test_damaged_fixtures_are_exit_code_3_and_not_silent(tmp_path, damage):
         path.with_suffix(".npz").write_bytes(whole[: len(whole) // 2])
     elif damage == "pickle":
         np.savez(path.with_suffix(".npz"), x=X, y=np.array([print], dtype=object))
+    elif damage == "empty outputs":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "outputs": {}}))
     else:
         meta = json.loads(path.read_text())
         del meta[damage.removeprefix("no ")]
