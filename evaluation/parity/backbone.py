@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
+from vision3d.evaluation.parity.schedules import check_schedule
 
 
 @check("backbone", "ddim_conversions", options=("prediction_type", "step_index"))
@@ -16,19 +18,7 @@ def ddim_conversions(case: Case) -> Results:
     from vision3d.backbone import schedule
 
     config = case.meta["scheduler"]
-    expected = {
-        "num_train_timesteps": 1000,
-        "beta_schedule": "scaled_linear",
-        "timestep_spacing": "leading",
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-        "eta": 0.0,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-    }
-    other = {key: config[key] for key in config if key in expected and config[key] != expected[key]}
-    if other:
-        raise UnknownVariant(f"a schedule with {other}")
+    check_schedule(config, "steps_offset", "prediction_type", set_alpha_to_one=False)
     n_steps = case.meta["n_steps"]
     timesteps = schedule.ddim_timesteps(n_steps, offset=config["steps_offset"])
     sample, model_out = case.tensor("sample"), case.tensor("model_out")
@@ -59,6 +49,16 @@ def _tap_of(name: str, options: dict[str, Any]) -> str:
     return f"{options.get('of', name)}{'_time_add' if options.get('time_add') else ''}"
 
 
+def _place_of(path: str) -> str:
+    """Our name of the tap at the output of a module of diffusers' UNet."""
+    if path == "mid_block":
+        return "mid"
+    match = re.fullmatch(r"up_blocks\.(\d+)\.(?:(resnets|attentions)\.(\d+)|upsamplers\.0)", path)
+    if match is None:
+        raise UnknownVariant(f"a tap at {path!r}")
+    return f"u{match[1]}{match[2][0]}{match[3]}" if match[2] else f"u{match[1]}up"
+
+
 @check("backbone", "unet_sd15_real_width", "unet_sd21_real_width", options=("time_add",), tensor_of=_tap_of)
 def unet_real_width(case: Case) -> Results:
     """Taps and output of the UNet at published width, with and without an added time vector."""
@@ -78,11 +78,14 @@ def unet_real_width(case: Case) -> Results:
         assign=True,
     )
     unet.eval().requires_grad_(False)
-    names = [*case.meta["taps"], "out"]
+    places = {name: _place_of(path) for name, path in case.meta["taps"].items()} | {"out": "out"}
     sample, t, context = case.tensor("sample"), case.tensor("timesteps"), case.tensor("context")
-    results: Results = dict(read_taps(unet, sample, t, context, names))
-    added = read_taps(unet, sample, t, context, names, time_add=case.tensor("time_add"))
-    return results | {f"{name}_time_add": value for name, value in added.items()}
+    results: Results = {}
+    for added in {bool(options.get("time_add")) for options in case.outputs.values()}:
+        time_add = case.tensor("time_add") if added else None
+        found = read_taps(unet, sample, t, context, {*places.values()}, time_add=time_add)
+        results |= {_tap_of(name, {"time_add": added}): found[place] for name, place in places.items()}
+    return results
 
 
 @check("backbone", "vae_real_width")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from vision3d.evaluation.parity import recipe
 from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
+from vision3d.evaluation.parity.schedules import check_schedule
 
 REFERENCE_RUNS = 20
 
@@ -64,9 +66,15 @@ def preprocess(case: Case) -> Results:
 
     rows = []
     columns = case.meta["input_columns"]["table"]
+    sizes = re.search(
+        r"resize_max_res\((\d+)\).*? to (\d+)x(\d+).*?canvas (\d+)x(\d+)", case.meta["description"]
+    )
+    if sizes is None:
+        raise UnknownVariant("no resolution and canvases of the table in its description")
+    side, *canvases = map(int, sizes.groups())
     for width, height in case.arrays["table"][:, columns].tolist():
-        w, h = working_size(width, height, 768)
-        square, wide = Canvas.fit(h, w, 768, 768), Canvas.fit(height, width, 480, 640)
+        w, h = working_size(width, height, side)
+        square, wide = Canvas.fit(h, w, *canvases[:2]), Canvas.fit(height, width, *canvases[2:])
         row = [width, height, w, h]
         for canvas in (square, wide):
             row += [canvas.height, canvas.width, canvas.left, canvas.right, canvas.top, canvas.bottom]
@@ -140,7 +148,8 @@ def calibration(case: Case) -> Results:
     from vision3d.pipelines.dmcalib.pipeline import DMCalib
     from vision3d.pipelines.dmcalib.preprocess import Canvas, resize_image, to_tensor, working_size
 
-    _check_schedule(case.meta["scheduler_config"])
+    config = case.meta["scheduler_config"]
+    check_schedule(config, "steps_offset", prediction_type="v_prediction", set_alpha_to_one=False)
     networks = _networks(case)
     pipeline = DMCalib(
         networks["vae"], networks["unet"], contexts=Contexts({"": case.tensor("text_embedding")[0]})
@@ -149,7 +158,8 @@ def calibration(case: Case) -> Results:
     size = working_size(image.shape[1], image.shape[0], side)
     padded = Canvas.fit(size[1], size[0], side, side).pad(to_tensor(resize_image(image, size)))
     start = case.tensor("latents_init")
-    results: Results = {"padded": padded[0], "timesteps": ddim_timesteps(case.meta["num_inference_steps"])}
+    timesteps = ddim_timesteps(case.meta["num_inference_steps"], offset=config.get("steps_offset", 1))
+    results: Results = {"padded": padded[0], "timesteps": timesteps}
     results["image_latent_unscaled"] = unscaled = pipeline.encode(padded)
     scaled = (unscaled * pipeline.latent_scale).expand(len(start), -1, -1, -1)
     latents = pipeline.denoise(
@@ -214,8 +224,10 @@ def metrics(case: Case) -> Results:
     kitti = case.meta.get("kitti")
     if kitti is not None:
         # Not an output with a tolerance, but the rule must hold all the same.
-        height, width = 375, 1242
-        left, top = kitti_crop_origin(height, width, DMCALIB_KITTI_CROP)
+        frame = re.search(r"(\d+)x(\d+) frame", case.meta["description"])
+        if frame is None or not {"rows", "cols"} <= set(kitti):
+            raise UnknownVariant("no frame, rows or columns of KITTI's crop")
+        left, top = kitti_crop_origin(int(frame[1]), int(frame[2]), DMCALIB_KITTI_CROP)
         window = [top, top + DMCALIB_KITTI_CROP[0]], [left, left + DMCALIB_KITTI_CROP[1]]
         if window != (kitti["rows"], kitti["cols"]):
             raise AssertionError(f"KITTI window {window} instead of {kitti['rows'], kitti['cols']}")
@@ -225,12 +237,15 @@ def metrics(case: Case) -> Results:
         "rmse_linear": "rmse",
         "rmse_log": "rmse_log",
         "log10": "log10",
+        "delta05_acc": "delta05",
         "delta1_acc": "delta1",
         "delta2_acc": "delta2",
         "delta3_acc": "delta3",
         "i_rmse": "i_rmse",
         "silog_rmse": "silog",
     }
+    if unknown := [name for name in case.meta["metric_names"] if name not in names]:
+        raise UnknownVariant(f"metric {unknown[0]!r}")
     results: Results = {}
     for i, options in enumerate(case.meta["cases"]):
         target, prediction = (case.arrays[f"{n}{i}"].astype(np.float64) for n in ("gt", "pred"))
@@ -242,23 +257,5 @@ def metrics(case: Case) -> Results:
         prediction = np.clip(prediction, 1e-3, options["max_depth"])
         values = depth_metrics(prediction, target, valid).as_dict()
         values["delta05"] = delta_accuracy(prediction, target, valid, 1.25**0.5)
-        results[f"values{i}"] = np.array(
-            [values[names.get(name, "delta05")] for name in case.meta["metric_names"]]
-        )
+        results[f"values{i}"] = np.array([values[names[name]] for name in case.meta["metric_names"]])
     return results
-
-
-def _check_schedule(config: Mapping[str, Any]) -> None:
-    expected = {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": "v_prediction",
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    }
-    other = {name: value for name, value in config.items() if expected.get(name) != value}
-    if other:
-        raise UnknownVariant(f"a schedule with {other}")

@@ -26,6 +26,8 @@ def depth_eval(case: Case) -> Results:
 
     def measures(depth: np.ndarray) -> np.ndarray:
         values = depth_metrics(depth, ground_truth, valid).as_dict()
+        if unknown := [name for name in order if name not in values]:
+            raise UnknownVariant(f"metric {unknown[0]!r}")
         return np.array([values[name] for name in order])
 
     depth, fit = align_depth(case.arrays["pred_depth"], ground_truth, valid, near, far)
@@ -61,10 +63,8 @@ def _networks(config: str, seed: int, prefix: str) -> dict[str, Any]:
         if options.pop(name, value) != value:
             raise UnknownVariant(f"{name} other than {value}")
     sizes = PrimeDepthConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})  # type: ignore[arg-type]
-    shapes = {prefix + name: shape for name, shape in checkpoint_shapes(sizes).items()}
-    if prefix:
-        raise UnknownVariant(f"recipe prefix {prefix!r}")
-    networks = load_networks(Path("recipe"), sizes, tensors=RecipeWeights(shapes, seed))
+    weights = RecipeWeights(checkpoint_shapes(sizes), seed, prefix)
+    networks = load_networks(Path("recipe"), sizes, tensors=weights)
     for network in networks.values():
         load_weights(network)
     return networks
@@ -130,8 +130,11 @@ def text_encoder(case: Case) -> Results:
     from vision3d.backbone import text
     from vision3d.evaluation.parity.recipe import RecipeWeights
 
-    weights = RecipeWeights(case.meta["key_shapes"], case.recipe_seed)
-    tower = text.load_text_tower(dict(weights), heads=case.config["heads"])
+    activation = case.config["act"].removesuffix(" (exact)")
+    if activation not in ("gelu", "quick_gelu"):
+        raise UnknownVariant(f"activation {activation!r}")
+    weights = RecipeWeights(case.meta["key_shapes"], case.recipe_seed, case.meta.get("recipe_prefix", ""))
+    tower = text.load_text_tower(dict(weights), heads=case.config["heads"], activation=activation)
     ids, _ = text.tokenise(case.meta["prompts"], pad=0)
     return {"tokens": np.asarray(ids), "embedding": text.encode(tower, ids, layer=case.config["layer"])}
 
@@ -188,8 +191,9 @@ def predict(case: Case) -> Results:
     pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 255
     latents = pipeline.encode(pixels, case.tensor("noise_posterior"))
     depth = pipeline.predict_depth(pipeline.refine(latents, case.tensor("noise_q"), case.tensor("context")))
-    full = torch.nn.functional.interpolate(depth, size=image.shape[:2], mode="bilinear", align_corners=False)[
-        0, 0
-    ]
-    limits = float(full.min()), float(full.max())
-    return {"depth": full, "color": colour_values(full.numpy(), limits=limits)}
+    if small.shape != image.shape:  # otherwise the size that the decoder gives, as published
+        size = image.shape[:2]
+        depth = torch.nn.functional.interpolate(depth, size=size, mode="bilinear", align_corners=False)
+    values = depth[0, 0]
+    limits = float(values.min()), float(values.max())
+    return {"depth": values, "color": colour_values(values.numpy(), limits=limits)}

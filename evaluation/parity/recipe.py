@@ -91,16 +91,17 @@ class RecipeWeights(Mapping[str, "torch.Tensor"]):
     Args:
         shapes: complete checkpoint names and shapes.
         seed: of the fixture.
+        prefix: what the recipe puts before these names.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], seed: int = 0) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], seed: int = 0, prefix: str = "") -> None:
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        self.seed = seed
+        self.seed, self.prefix = seed, prefix
 
     def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(tensor(name, self.shapes[name], self.seed))
+        return torch.from_numpy(tensor(self.prefix + name, self.shapes[name], self.seed))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

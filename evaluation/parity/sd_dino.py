@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vision3d.evaluation.parity import recipe
-from vision3d.evaluation.parity.case import Case
+from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.portable import time_embeddings
 from vision3d.evaluation.parity.registry import Results, check
 
@@ -18,10 +20,28 @@ def _image(case: Case) -> Any:
     return case.tensor("image").permute(2, 0, 1)[None].float() / 255
 
 
-def _network(case: Case, seed: int, registers: int = 0) -> Any:
-    from vision3d.backbone.dino import Dino, DinoConfig
+def _step(whole: Sequence[int], stored: Sequence[int], stated: str | None = None) -> int:
+    """The step at which elements are stored: as the sizes say, and where they leave a choice, the description."""
+    fitting = [n for n in range(1, max(whole) + 1) if [-(-size // n) for size in whole] == list(stored)]
+    if stated is not None and int(stated) in fitting:
+        return int(stated)
+    if len(fitting) != 1:
+        raise UnknownVariant(f"{list(stored)} of {list(whole)} values, at no stated step")
+    return fitting[0]
 
-    config = case.config
+
+def _network(case: Case, seed: int, registers: int = 0) -> Any:
+    from vision3d.backbone.dino import NORM_EPS, Dino, DinoConfig
+
+    config: dict[str, Any] = {"mlp_ratio": 4, "ffn_layer": "mlp", "layer_norm_eps": NORM_EPS, **case.config}
+    known = {"embed_dim", "depth", "num_heads", "patch_size", "native_grid", "img_size", "layer_scale"}
+    known |= {"mlp_ratio", "ffn_layer", "layer_norm_eps", "num_register_tokens_reg"}
+    if unknown := set(config) - known:
+        raise UnknownVariant(f"a network with {sorted(unknown)}")
+    if config["layer_norm_eps"] != NORM_EPS or config["ffn_layer"] not in ("mlp", "swiglu", "swiglufused"):
+        raise UnknownVariant(f"layers of {config['ffn_layer']!r}, norms with {config['layer_norm_eps']}")
+    gated = config["ffn_layer"] != "mlp"
+    hidden = int(config["mlp_ratio"] * config["embed_dim"])
     has_scale = config["layer_scale"]
     network = Dino(
         DinoConfig(
@@ -30,10 +50,11 @@ def _network(case: Case, seed: int, registers: int = 0) -> Any:
             heads=config["num_heads"],
             patch=config["patch_size"],
             grid=config["native_grid"],
-            hidden=4 * config["embed_dim"],
+            hidden=(hidden * 2 // 3 + 7) // 8 * 8 if gated else hidden,
             registers=registers,
             layer_scale=has_scale,
             mask_token=has_scale,
+            gated=gated,
         )
     )
     recipe.fill(network, seed, case.meta.get("recipe_prefix", ""))
@@ -73,16 +94,20 @@ def dinov1_features(case: Case) -> Results:
     network, image = _network(case, case.recipe_seed), _image(case)
     results: Results = {"input": normalise(image)[0]}
     step = re.search(r"channels ::(\d+)", case.meta["description"])
-    kept = int(step[1]) if step else 16
     for name in case.outputs:
         if match := re.fullmatch(r"v1_(token|key|query|value)_(\d+)(_bin)?_stride(\d+)(_slice)?", name):
             facet, layer, binned, stride, sliced = match.groups()
             tokens = network.features(image, facet=facet, layer=int(layer), stride=int(stride))
             values = log_bins(tokens.map).flatten(2).transpose(1, 2) if binned else tokens.patches
-            results[name] = values[0, :, ::kept] if sliced else values[0]
+            if sliced:
+                stored = case.arrays[name].shape[-1:]
+                values = values[..., :: _step(values.shape[-1:], stored, step[1] if step else None)]
+            results[name] = values[0]
             results[f"grid_stride{stride}"] = tokens.grid
         elif match := re.fullmatch(r"v1_saliency_stride(\d+)", name):
-            results[name] = network.saliency(image, stride=int(match[1]))[0].flatten()
+            heads = re.search(r"heads (\d+(?:, ?\d+)*)", case.meta["description"])
+            chosen = {"heads": [int(head) for head in heads[1].split(",")]} if heads else {}
+            results[name] = network.saliency(image, stride=int(match[1]), **chosen)[0].flatten()
     return results
 
 
@@ -139,10 +164,12 @@ def spair_loader(case: Case) -> Results:
 
     contents = sorted(case.meta["pairs"].items())
     pairs = [spair_pair(content, name.removesuffix(".json")) for name, content in contents]
-    sample = re.search(r"sampled (\d+)", case.meta["description"])
-    chosen = [pairs[i] for i in sample_indices(len(pairs), int(sample[1]) if sample else 4)]
+    groups = {"": pairs}
+    if "thresholds_sub" in case.arrays:
+        chosen = sample_indices(len(pairs), len(case.arrays["thresholds_sub"]))
+        groups["_sub"] = [pairs[i] for i in chosen]
     results: Results = {}
-    for suffix, group in (("", pairs), ("_sub", chosen)):
+    for suffix, group in groups.items():
         points, thresholds = published_tables(group, case.meta["num_kps"], case.meta["size"])
         results[f"kps{suffix}"], results[f"thresholds{suffix}"] = points, thresholds
         results[f"files{suffix}"] = [f"/{f.as_posix()}" for pair in group for f in (pair.source, pair.target)]
@@ -160,12 +187,21 @@ def noise_schedule(case: Case) -> Results:
 
     abar = alphas_cumprod()
     betas = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-    noise = fixed_noise((64, 64))
-    results: Results = {"noise": noise[0], "alphas_cumprod": abar, "betas": betas}
+    results: Results = {"alphas_cumprod": abar, "betas": betas}
     latent = case.tensor("latent")[None]
     spatial = dict(
         re.findall(r"(noisy latents|resized noise)[^()]*\(spatial ::(\d+)\)", case.meta["description"])
     )
+    if (kept := case.meta.get("noise_slice", "full")) != "full":
+        step = re.fullmatch(r"(?:spatial )?::(\d+)", str(kept))
+        if step is None:
+            raise UnknownVariant(f"noise slice {kept!r}")
+        spatial["noise"] = step[1]
+
+    def part(name: str, whole: Any, what: str) -> Any:
+        step = _step(whole.shape[-2:], case.arrays[name].shape[-2:], spatial.get(what))
+        return whole[0, :, ::step, ::step]
+
     asked = {
         name: (int(match[2]), int(match[1]))
         for name in case.outputs
@@ -173,12 +209,13 @@ def noise_schedule(case: Case) -> Results:
     }
     results |= zip(asked, time_embeddings(list(asked.values())), strict=True)
     for name in case.outputs:
-        if match := re.fullmatch(r"noisy_(\d+)", name):
-            step = int(spatial.get("noisy latents", 1))
-            results[name] = add_noise(latent, noise, int(match[1]))[0, :, ::step, ::step]
+        if name == "noise":
+            results[name] = part(name, fixed_noise((64, 64)), name)
+        elif match := re.fullmatch(r"noisy_(\d+)", name):
+            noise = fixed_noise((latent.shape[-2], latent.shape[-1]))
+            results[name] = part(name, add_noise(latent, noise, int(match[1])), "noisy latents")
         elif match := re.fullmatch(r"noise_(\d+)x(\d+)", name):
-            step = int(spatial.get("resized noise", 1))
-            results[name] = fixed_noise((int(match[1]), int(match[2])))[0, :, ::step, ::step]
+            results[name] = part(name, fixed_noise((int(match[1]), int(match[2]))), "resized noise")
     return results
 
 
@@ -220,6 +257,16 @@ def _stable_diffusion(case: Case) -> tuple[Any, Any]:
     return networks
 
 
+_TAP_MODES = {
+    "": "decoder",
+    "caption": "decoder",
+    "concat": "concat",
+    "encoder": "encoder",
+    "resblock": "resblock",
+}
+"""How the maps are read whose names begin so."""
+
+
 @check("sd_dino", "sd_features", "sd_features_tiled")
 def sd_features(case: Case) -> Results:
     """The whole Stable Diffusion branch on one image, conditioned by the captioner or by a caption, all tap modes."""
@@ -258,8 +305,11 @@ def sd_features(case: Case) -> Results:
     time_add = captioner.time_vector(embeddings)
     t = case.meta["timestep"]
     results: Results = {"tile0_context": context[0], "tile0_temb_add": time_add[0]}
-    wanted = {match[1] or "" for name in case.outputs if (match := re.match(r"([a-z]+_)?s\d", name))}
-    names = sorted({m[0] for name in case.outputs if (m := re.search(r"s[2-5]", name))})
+    asked: dict[str, set[str]] = {}
+    for name, options in case.outputs.items():
+        match = re.match(r"(?:([a-z]+)_)?(s[2-5])(?![a-z0-9])", str(options.get("of", name)))
+        if match and (match[1] or "") in _TAP_MODES:
+            asked.setdefault(match[1] or "", set()).add(match[2])
     parts: dict[str, dict[str, list[Any]]] = {}
     with torch.no_grad():
         for i in range(len(boxes)):
@@ -268,35 +318,35 @@ def sd_features(case: Case) -> Results:
             noisy, step = noised(latent, noise, t)
             if i == 0:
                 results |= {"tile0_latent": latent[0], "tile0_noise": noise[0], "tile0_noisy": noisy[0]}
-            for prefix in wanted:
-                mode = prefix.rstrip("_")
-                caption = mode == "caption"
+            for kind, names in asked.items():
                 found = read_features(
                     unet,
                     noisy,
                     step,
-                    case.tensor("caption_embed")[None] if caption else context[i : i + 1],
-                    names
-                    if mode in ("", "caption")
-                    else [n for n in names if f"{prefix}{n}" in case.outputs],
+                    case.tensor("caption_embed")[None] if kind == "caption" else context[i : i + 1],
+                    sorted(names),
                     time_add=time_add[i : i + 1],
-                    mode=mode if mode in ("concat", "encoder", "resblock") else "decoder",  # type: ignore[arg-type]
+                    mode=_TAP_MODES[kind],  # type: ignore[arg-type]
                 )
                 for name, value in found.items():
-                    parts.setdefault(prefix, {}).setdefault(name, []).append(value)
-    for prefix, layers in parts.items():
+                    parts.setdefault(kind, {}).setdefault(name, []).append(value)
+    for kind, layers in parts.items():
         for name, values in layers.items():
             size = feature_size(height, width, name)
             whole = average_tiles(torch.cat(values), boxes, size, STRIDES[name])
-            results[f"{prefix}{name}"] = whole
-            results[f"{prefix}{name}_slice"] = whole[_channels(case, f"{prefix}{name}_slice")]
+            full = f"{kind}_{name}" if kind else name
+            results[full], cut = whole, f"{full}_slice"
+            if cut in case.outputs and "of" not in case.outputs[cut]:
+                results[cut] = whole[_channels(case, cut, len(whole))]
     return results
 
 
-def _channels(case: Case, name: str) -> Any:
-    """Which channels of a map are stored: a step as text, or a list."""
-    slices = case.meta.get("slices", {})
-    kept = slices.get(name, "::1") if isinstance(slices, dict) else "::1"
+def _channels(case: Case, name: str, count: int) -> Any:
+    """Which channels of a map are stored: a step as text, a list, or a step that the sizes tell."""
+    slices = case.meta.get("slices")
+    kept = slices.get(name) if isinstance(slices, dict) else None
+    if kept is None:
+        return slice(None, None, _step([count], case.arrays[name].shape[:1]))
     if isinstance(kept, str):
         return slice(*(int(part) if part else None for part in kept.split(":")))
     return kept
@@ -329,6 +379,20 @@ def co_pca(case: Case) -> Results:
     return results
 
 
+def _fusion_options(case: Case) -> dict[str, Any]:
+    """Options of ``fuse`` for the weights of a case; the evaluation on TSS has none of halves."""
+    weights, order = case.meta["weights"], case.meta.get("order", "SPair rule")
+    if not order.startswith(("SPair", "PF-Pascal", "TSS")):
+        raise UnknownVariant(f"order {order!r}")
+    tss = order.startswith("TSS")
+    return {
+        "lengths": case.meta["dims"],
+        "layer_weights": weights[:3],
+        "half_weights": (1.0, 1.0) if tss else (*weights[3:], 1.0, 1.0)[:2],
+        "weigh_after": tss,
+    }
+
+
 @check("sd_dino", "fuse_match")
 def fuse_match(case: Case) -> Results:
     """Weights, norms, every metric, nearest cells both ways, keypoints to predicted points."""
@@ -336,27 +400,21 @@ def fuse_match(case: Case) -> Results:
     from vision3d.pipelines.sd_dino.fusion import fuse, similarity
     from vision3d.pipelines.sd_dino.matching import nearest_cells
 
-    weights, dims = case.meta["weights"], case.meta["dims"]
-    first, second = (
-        fuse(
-            case.tensor(f"sd{i}"),
-            case.tensor(f"dino{i}"),
-            lengths=dims,
-            layer_weights=weights[:3],
-            half_weights=(weights[3], weights[4]),
-            weigh_after=case.meta.get("order", "SPair rule").startswith("TSS"),
-        )
-        for i in (0, 1)
-    )
+    options = _fusion_options(case)
+    first, second = (fuse(case.tensor(f"sd{i}"), case.tensor(f"dino{i}"), **options) for i in (0, 1))
     results: Results = {"fused0": first, "fused1": second}
     metrics = {"l2": "l2", "l1": "l1", "cos": "cosine", "l2_norm": "l2_norm", "l1_norm": "l1_norm"}
     metrics |= {"plus": "plus", "plus_norm": "plus_norm"}
     for name in case.outputs:
-        if name.startswith("sim_"):
-            metric = metrics[name.removeprefix("sim_")]
-            results[name] = similarity(first, second, metric, halves=sum(dims))  # type: ignore[arg-type]
-    size = re.search(r"(\d+)-px canvas, stride (\d+), (\d+)x\d+ grid", case.meta["description"])
-    side, stride, count = map(int, size.groups()) if size else (168, 14, 12)
+        if metric := metrics.get(name.removeprefix("sim_")):
+            results[name] = similarity(first, second, metric, halves=sum(case.meta["dims"]))  # type: ignore[arg-type]
+    count = math.isqrt(len(second))
+    size = re.search(r"(\d+)-px canvas, stride (\d+)", case.meta["description"])
+    if size is None or count**2 != len(second) or len(first) != len(second):
+        raise UnknownVariant(
+            f"{len(first)} and {len(second)} cells on a canvas that is not stated or not square"
+        )
+    side, stride = map(int, size.groups())
     found = nearest_cells(first, second, (count, count))
     cells = cells_of(case.arrays["kps"][:, :2], side, count, clamp=False)
     results |= {
@@ -392,7 +450,10 @@ def pair_end_to_end(case: Case) -> Results:
 
     meta = case.meta
     unet, vae = _stable_diffusion(case)
-    dino = Dino(MODELS["dinov2_vits14"])
+    size = re.search(r"DINOv2-([SBLg])/14", meta["description"])
+    if size is None:
+        raise UnknownVariant("no DINOv2 in its description")
+    dino = Dino(MODELS[f"dinov2_vit{size[1].lower()}14"])
     recipe.fill(dino, meta["dino_recipe_seed"], meta.get("recipe_prefix", ""))
     dino.eval().requires_grad_(False)
     order = meta["dims_order"]
@@ -413,28 +474,22 @@ def pair_end_to_end(case: Case) -> Results:
                 latents, fixed_noise((latents.shape[-2], latents.shape[-1])), meta["timestep"]
             )
             found = read_features(unet, noisy, step, case.tensor("uncond")[None], order)
-            size = meta["sd_canvas"]
+            side = meta["sd_canvas"]
             taps.append(
                 {
-                    name: average_tiles(found[name], boxes, feature_size(size, size, name), STRIDES[name])
+                    name: average_tiles(found[name], boxes, feature_size(side, side, name), STRIDES[name])
                     for name in order
                 }
             )
             tokens.append(dino.features(pixels["dino"][None], layer=meta["dino_layer"]).patches[0])
         results |= {f"{name}_{i}": taps[i][name] for name in order} | {f"dino{i}": tokens[i]}
-    weights, dims = meta["weights"], dict(zip(order, meta["dims"], strict=True))
+    dims = dict(zip(order, meta["dims"], strict=True))
     for method in ("lowrank", "exact"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(case.recipe_seed)
             pair = co_pca(taps[0], taps[1], dims, method)  # type: ignore[arg-type]
         fused = [
-            fuse(
-                stack_layers(layers).flatten(1).T,
-                tokens[i],
-                lengths=meta["dims"],
-                layer_weights=weights[:3],
-                half_weights=(weights[3], weights[4]),
-            )
+            fuse(stack_layers(layers).flatten(1).T, tokens[i], **_fusion_options(case))
             for i, layers in enumerate(pair)
         ]
         matrix = similarity(fused[0], fused[1])
@@ -471,13 +526,21 @@ def pck(case: Case) -> Results:
     from vision3d.evaluation.correspondence import CONVENTIONS, PCK, PairErrors
 
     image = re.search(r"image threshold \((\d+)\)", case.meta["description"])
+    if image is None and any(re.search("_image(_each)?$", name) for name in case.outputs):
+        raise UnknownVariant("no image threshold in its description")
+    side = float(image[1]) if image else math.nan
     pairs = []
     for i, box in enumerate(case.arrays["thresholds"]):
         errors = np.linalg.norm(case.arrays[f"gt{i}"] - case.arrays[f"pred{i}"], axis=1)
-        pairs.append(PairErrors("", errors, float(box), float(image[1]) if image else 840.0))
+        pairs.append(PairErrors("", errors, float(box), side))
     scores = PCK(pairs, tuple(case.meta["alpha"]))
     results: Results = {name: scores.of(name) for name in CONVENTIONS}
-    return results | {f"per_image_{t}_each": scores.per_image_each(t) for t in ("bbox", "image")}
+    for threshold in ("bbox", "image"):
+        # a pair without points has no share, but its row
+        each = np.full((len(pairs), len(scores.alphas)), np.nan)
+        each[[len(pair.errors) > 0 for pair in pairs]] = scores.per_image_each(threshold)
+        results[f"per_image_{threshold}_each"] = each
+    return results
 
 
 @check("sd_dino", "tss_flow")
@@ -486,7 +549,7 @@ def tss_flow(case: Case) -> Results:
     from vision3d.colour import colour_flow
     from vision3d.evaluation.correspondence import flow_errors
     from vision3d.evaluation.datasets.tss import pad_pair
-    from vision3d.pipelines.sd_dino.flow import mapping, published_flow
+    from vision3d.pipelines.sd_dino.flow import PUBLISHED_CELLS, mapping, published_flow
     from vision3d.pipelines.sd_dino.swap import nearest_rows
 
     grid = case.arrays["src_desc"].shape[-2:]
@@ -496,7 +559,7 @@ def tss_flow(case: Case) -> Results:
     for name in case.outputs:
         if match := re.fullmatch(r"flow(\d+)", name):
             shape = tuple(map(int, case.arrays[f"shape{match[1]}"]))
-            results[name] = published_flow(nearest, grid, shape, parity=True)  # type: ignore[arg-type]
+            results[name] = published_flow(nearest, grid, shape, parity=True, cells=PUBLISHED_CELLS)  # type: ignore[arg-type]
         elif match := re.fullmatch(r"metrics(\d+)", name):
             i = match[1]
             estimate, truth = (case.arrays[n].transpose(1, 2, 0) for n in (f"flow{i}", f"gt{i}"))

@@ -12,6 +12,7 @@ import numpy as np
 from vision3d.evaluation.parity import recipe
 from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
+from vision3d.evaluation.parity.schedules import check_schedule
 
 
 @check("stablenormal", "dinov2")
@@ -24,11 +25,9 @@ def dinov2(case: Case) -> Results:
     rule = case.config["interpolate_offset"], case.config["interpolate_antialias"]
     if rule != (0.1, False):
         raise UnknownVariant(f"interpolation with offset and antialias {rule}")
-    tensors = {
-        name: torch.from_numpy(recipe.tensor(name, tuple(shape), case.recipe_seed))
-        for name, shape in case.meta["key_shapes"].items()
-    }
-    network = load_dino(tensors, heads=case.config["num_heads"])
+    prefix = case.meta.get("recipe_prefix", "")
+    tensors = recipe.RecipeWeights(case.meta["key_shapes"], case.recipe_seed, prefix)
+    network = load_dino(dict(tensors), heads=case.config["num_heads"])
     results: Results = {}
     for given in case.meta["inputs"]:
         match = re.fullmatch(r"x_(\d+)x(\d+)(_seed)?", given)
@@ -58,7 +57,8 @@ def dinov2(case: Case) -> Results:
 
 def _config(case: Case, name: str) -> str:
     entry = case.meta["networks"][name]
-    return json.dumps([entry["config"], entry["recipe_seed"], entry.get("prefix", "")])
+    prefix = entry.get("prefix", case.meta.get("recipe_prefix", ""))
+    return json.dumps([entry["config"], entry["recipe_seed"], prefix])
 
 
 @lru_cache(maxsize=16)
@@ -109,6 +109,14 @@ def _preprocessed(case: Case) -> tuple[Any, Any]:
     return preprocess(image, case.meta["processing_resolution"])
 
 
+def _stated(text: str, pattern: str) -> tuple[str, ...]:
+    """What a pattern finds in a fixture's words."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise UnknownVariant(f"nothing like {pattern} in {text!r}")
+    return match.groups()
+
+
 @check("stablenormal", "prepost", options=("max_mismatch",))
 def prepost(case: Case) -> Results:
     """Size rule, resizing, transparency, preprocessing, DINO's input, and the way back to a picture."""
@@ -128,31 +136,31 @@ def prepost(case: Case) -> Results:
     cut_out = Photo(arrays["rgba"][..., :3], alpha=arrays["rgba"][..., 3] / np.float32(255))
     results |= {"rgba_composite": cut_out.on_white, "rgba_mask": np.asarray(cut_out.opaque)}
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-    inputs: dict[int, Any] = {}
     for name in case.outputs:
         if part := re.fullmatch(r"resize_lanczos_(\d+)", name):
             size = imaging.working_size(image.shape[0], image.shape[1], int(part[1]))
             results[name] = imaging.resize_image(image, size)
         elif part := re.fullmatch(r"pre_(\d+)", name):
             x, canvas = imaging.preprocess(pixels, int(part[1]))
-            inputs[int(part[1])] = x
             results[name], results[f"{name}_pad_orig"] = x, np.array([*canvas.pad, *canvas.size])
-    source = re.search(r"pre_(\d+)", case.meta.get("stage_inputs", {}).get("dino_pre_*", "pre_96"))
-    assert source is not None
-    base = case.tensor(f"pre_{source[1]}")
+    stages, words = case.meta.get("stage_inputs", {}), case.meta["description"]
     for name in case.outputs:
         if part := re.fullmatch(r"dino_pre_(\d+)(_slice|_mean_std)?", name):
-            seen = normalise(dino_input(base, int(part[1])))
+            (source,) = _stated(stages.get("dino_pre_*", ""), r"^(pre_\d+)$")
+            seen = normalise(dino_input(case.tensor(source), int(part[1])))
             if part[2] == "_slice":
-                seen = seen[..., 100:140, 200:240]
+                top, bottom, left, right = map(int, _stated(words, r"rows (\d+):(\d+), cols (\d+):(\d+)"))
+                seen = seen[..., top:bottom, left:right]
             results[name] = seen if part[2] != "_mean_std" else _moments(seen)
         elif part := re.fullmatch(r"match_out_(\d+)x(\d+)", name):
             results[name] = match_latent(case.tensor("match_in"), (int(part[1]), int(part[2])))
-    pad_h, pad_w, height, width = (int(v) for v in arrays[f"pre_{source[1]}_pad_orig"])
+    decoded, laid = _stated(stages.get("post_*", ""), r"^(\w+), (\w+_pad_orig)$")
+    pad_h, pad_w, height, width = (int(v) for v in arrays[laid])
     canvas = imaging.Canvas((height, width), (pad_h, pad_w))
-    given = arrays["rgba_mask"].astype(bool)
+    (mask,) = _stated(stages.get("post_*_masked", "rgba_mask"), r"^(\w+)$")
+    given = arrays[mask].astype(bool)
     for stage in ("refine", "yoso"):
-        normals = imaging.postprocess(case.tensor("raw_decode"), canvas, one_step=stage == "yoso")
+        normals = imaging.postprocess(case.tensor(decoded), canvas, one_step=stage == "yoso")
         field = normals[0].permute(1, 2, 0).numpy()
         results[f"post_{stage}"] = field
         results[f"post_{stage}_u8"] = imaging.encode_8bit(field)
@@ -173,8 +181,12 @@ def scheduler(case: Case) -> Results:
     from vision3d.backbone.schedule import alphas_cumprod
     from vision3d.pipelines.stablenormal.sampler import HeuristicSchedule
 
+    config = case.meta.get("scheduler_config", {})
+    check_schedule(config, "set_alpha_to_one", prediction_type="sample", steps_offset=0)
     # The scheduler's final value is stored and never used: the last step ends at timestep 0.
-    results: Results = {"alphas_cumprod": alphas_cumprod(), "final_alpha_cumprod": np.ones(1)}
+    abar = alphas_cumprod()
+    final = np.ones(1) if config.get("set_alpha_to_one", True) else abar[:1]
+    results: Results = {"alphas_cumprod": abar, "final_alpha_cumprod": final}
     for name in case.outputs:
         if part := re.fullmatch(r"ts_(\d+)", name):
             schedule = HeuristicSchedule.of(int(part[1]))
@@ -327,6 +339,8 @@ def metrics_masked(case: Case) -> Results:
 
     target, prediction = (case.arrays[name].transpose(1, 2, 0) for name in ("gt", "pred"))
     values = normal_metrics(prediction, target).as_dict()
-    named = {"<" + name.removeprefix("below_").replace("_", "."): v for name, v in values.items()}
-    order = [values.get(name, named.get(name)) for name in case.meta["order"]]
+    values |= {"<" + name.removeprefix("below_").replace("_", "."): v for name, v in values.items()}
+    if unknown := [name for name in case.meta["order"] if name not in values]:
+        raise UnknownVariant(f"metric {unknown[0]!r}")
+    order = [values[name] for name in case.meta["order"]]
     return {"valid_count": angular_errors(prediction, target).size, "result": np.array(order)}

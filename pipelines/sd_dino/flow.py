@@ -9,6 +9,9 @@ from torch import Tensor
 
 from vision3d.pipelines.sd_dino.canvas import CellGrid
 
+PUBLISHED_CELLS = 60
+"""By which the published code divides, whatever its grid."""
+
 
 def published_flow(
     nearest: Tensor,  # [h * w] int, source cell of every target cell
@@ -16,17 +19,19 @@ def published_flow(
     shape: tuple[int, int],  # (H, W) of the images
     *,
     parity: bool = False,
+    cells: int | None = None,
 ) -> Tensor:
     """Flow ``(2, H, W)`` as x, y in pixels from target to source, by the published rule.
 
-    Both images share one shape and one square canvas. Cells are enlarged to the canvas, values by ``long / w``, then
-    the padding is cut off.
+    Both images share one shape and one square canvas. Cells are enlarged to the canvas, values by ``long / cells``,
+    then the padding is cut off.
 
     Args:
         nearest: as from ``nearest_cells(target, source).forward``.
         grid: (h, w) of the cells.
         shape: of the images.
         parity: keep the published slip of a true division, by which y is up to one cell too large.
+        cells: along the canvas; None takes the grid's w, the published code :data:`PUBLISHED_CELLS`.
     """
     height, width = grid
     rows = nearest.double() / width if parity else (nearest // width).double()
@@ -37,7 +42,7 @@ def published_flow(
     flow = source - torch.stack([x, y]).to(source)
     long, short = max(shape), min(shape)
     flow = F.interpolate(flow[None], size=(long, long), mode="bilinear", align_corners=False)[0] * (
-        long / width
+        long / (cells or width)
     )
     start = (long - short) // 2
     if shape[0] == long:
