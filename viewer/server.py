@@ -39,7 +39,8 @@ def address_of(host: str) -> str:
         raise InputError(f"host {host!r} is unknown", "give an address such as 127.0.0.1") from error
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     # link-local addresses of version 6 say on which interface
-    addresses = [f"{entry[4][0]}%{entry[4][3]}" if any(entry[4][3:]) else str(entry[4][0]) for entry in found]
+    places: list[list[Any]] = [list(entry[4]) for entry in found]
+    addresses = [f"{place[0]}%{place[3]}" if any(place[3:]) else str(place[0]) for place in places]
     return next((address for address in addresses if _can_listen(address)), addresses[0])
 
 

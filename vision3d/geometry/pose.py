@@ -345,7 +345,7 @@ def _chain(
     """
     poses: dict[int, np.ndarray] = {0: np.eye(4)}
     seen: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # view → (pixels, depth in the world's unit)
-    used = []
+    used: list[_Edge] = []
     for known, new in order:
         edge, relative = _directed(edges, known, new)
         forward = (known, new) in edges
