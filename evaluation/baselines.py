@@ -13,12 +13,10 @@ All live in inverse depth (larger = nearer); the fit may turn their sign.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -32,7 +30,7 @@ from vision3d.evaluation.depth_benchmark import (
     score_image,
 )
 from vision3d.evaluation.metrics import INVERSE_DEPTH_FLOOR, DepthMetrics
-from vision3d.io.files import atomic_path
+from vision3d.io.files import DAMAGED, atomic_path
 from vision3d.prediction import Provenance
 from vision3d.progress import progress
 from vision3d.results import DepthPrediction
@@ -158,7 +156,7 @@ def load_maps(path: str | Path) -> list[FixedMap]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return [FixedMap(name, arrays[name], learned=True) for name in arrays.files]
-    except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} holds no fixed maps", "give the file that mini_depth wrote") from error
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vision3d.errors import InputError
-from vision3d.evaluation.datasets.base import DepthDataset, DepthSample
+from vision3d.evaluation.datasets.base import DepthDataset, DepthSample, limited
 from vision3d.evaluation.metrics import DepthMetrics, align_depth, align_inverse_depth, depth_metrics
 from vision3d.evaluation.protocols import DepthRange
 from vision3d.geometry.align import Affine
@@ -293,9 +293,7 @@ def evaluate_depth(
     """
     out = Path(out)
     check_writable(out)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    if count < 1:
-        raise InputError(f"no image of {dataset.name} to evaluate", "give a limit of at least 1")
+    count = limited(len(dataset), limit, f"image of {dataset.name}")
     names = list(dataset.names[:count])
 
     def predict_all(samples: list[DepthSample]) -> list[DepthPrediction]:

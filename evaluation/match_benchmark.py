@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vision3d.errors import InputError
 from vision3d.evaluation.correspondence import PCK, TSS_ALPHAS, PairErrors, flow_errors
+from vision3d.evaluation.datasets.base import limited
 from vision3d.evaluation.datasets.correspondence import KeypointPair, KeypointPairs
 from vision3d.evaluation.datasets.tss import TSS, FlowPair
 from vision3d.io.files import atomic_path, atomic_write_json, make_folder
@@ -102,7 +102,7 @@ def evaluate_keypoints(
     if published:
         options = replace(options, subcell=False, padding=True)
     pairs = dataset.sampled(sample)
-    pairs = pairs[: _count(len(pairs), limit, dataset.name)]
+    pairs = pairs[: limited(len(pairs), limit, f"pairs of {dataset.name}")]
     make_folder(out)
     encode = _encoder(pipeline)
     errors, rows = [], []
@@ -211,7 +211,7 @@ def evaluate_flow(
         InputError: no pairs.
     """
     options = replace(options or MatchOptions(), dense=True, padding=True, weigh_after=published)
-    count = _count(len(dataset), limit, dataset.name)
+    count = limited(len(dataset), limit, f"pairs of {dataset.name}")
     make_folder(out)
     groups: dict[str, list[Any]] = {}
     rows = []
@@ -267,14 +267,6 @@ def predict_flow(
     found = pipeline.match_described(target.photo, source.photo, (b, a), options=options)
     assert found.flow_ab is not None
     return found.flow_ab
-
-
-def _count(available: int, limit: int | None, name: str) -> int:
-    """How many pairs to evaluate. Raises InputError for none."""
-    count = available if limit is None else min(limit, available)
-    if count < 1:
-        raise InputError(f"no pairs of {name} to evaluate", "give a limit of at least 1")
-    return count
 
 
 def _encoder(pipeline: SDDino) -> Callable[[Any, MatchOptions], ImageFeatures]:

@@ -41,6 +41,7 @@ from vision3d.viewer.scene import (
 from vision3d.viewer.server import (
     LOOPBACK,
     PORT,
+    STRANGERS,
     Running,
     address_of,
     check_address,
@@ -649,7 +650,7 @@ def _own_pages_only(host: str) -> Iterator[list[bool]]:
         def answer(connection: Any, request: Any) -> Any:
             hosts, origins = (request.headers.get_all(name) for name in ("Host", "Origin"))
             if len(hosts) != 1 or any(is_foreign(hosts[0], origin, host) for origin in origins or [None]):
-                return connection.respond(403, "only pages of this server may ask\n")
+                return connection.respond(403, f"{STRANGERS}\n")
             return None if process_request is None else process_request(connection, request)
 
         started.append(True)

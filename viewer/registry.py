@@ -21,6 +21,7 @@ from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
 from vision3d.geometry.mesh import TriangleMesh
 from vision3d.geometry.points import PointCloud
+from vision3d.io.files import DAMAGED
 from vision3d.io.images import natural_key
 from vision3d.prediction import RECORD, Prediction, read_record
 from vision3d.viewer.files import SUFFIXES, Up, file_item, read_layers
@@ -116,7 +117,7 @@ class ResultFolder:
             return None
         try:
             return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path} is damaged", "compute the result again with --overwrite") from error
 
     def image(self, name: str) -> np.ndarray | None:

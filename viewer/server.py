@@ -21,6 +21,7 @@ from vision3d.progress import show_traceback, warn
 
 LOOPBACK = "127.0.0.1"
 PORT = 8080
+STRANGERS = "only pages of this server may ask"
 _LONGEST_QUESTION = 8 << 20  # bytes
 
 Answer = tuple[str, bytes]
@@ -233,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_welcome(self) -> bool:
         if is_foreign(self.headers.get("Host", ""), self.headers.get("Origin"), self.listening):
             self.close_connection = True
-            self._send(403, "text/plain", b"only pages of this server may ask")
+            self._send(403, "text/plain", STRANGERS.encode())
             return False
         return True
 

@@ -323,13 +323,12 @@ class Matches(Prediction):
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz``. Raises InputError if it is damaged."""
-    import zipfile
-    import zlib
+    from vision3d.io.files import DAMAGED
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise _damaged(path) from error
 
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -228,6 +230,20 @@ def photo_refs(
             if failed is None:
                 raise
             failed(failure(name, str(item) if isinstance(item, Path) else name, error))
+
+
+def readable_refs(sources: Sources, *, recursive: bool = False) -> Iterator[PhotoRef]:
+    """As :func:`photo_refs`, without inputs that cannot be read at all, of which the run itself tells."""
+    return photo_refs(sources, recursive=recursive, failed=lambda outcome: None)
+
+
+def photographs_digest(refs: Iterable[PhotoRef]) -> str:
+    """Checksum of all photographs that can be read, for results that depend on all of them."""
+    digest = hashlib.sha256()
+    for ref in refs:
+        with suppress(InputError):
+            digest.update(ref.load().sha256.encode())
+    return digest.hexdigest()
 
 
 def check_inputs(sources: Sequence[str | Path], *, recursive: bool = False) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
-from vision3d.io.files import json_bytes, write_npy
+from vision3d.io.files import DAMAGED, json_bytes, write_npy
 from vision3d.prediction import GeometryLimits, Prediction, Provenance, Writer, plain, read_record
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class ScenePrediction(Prediction):
                 sources={name: _read_provenance(entry) for name, entry in description["sources"].items()},
                 provenance=_read_provenance(record),
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except DAMAGED as error:
             raise InputError(f"the scene in {folder} cannot be read ({error})", "make it again") from error
 
     # ------------------------------------------------------------------ using

@@ -54,6 +54,14 @@ class Entry:
     depth: Path
 
 
+def limited(available: int, limit: int | None, what: str) -> int:
+    """How many of a data set's images or pairs to evaluate. Raises InputError for none, naming ``what``."""
+    count = available if limit is None else min(limit, available)
+    if count < 1:
+        raise InputError(f"no {what} to evaluate", "give a limit of at least 1")
+    return count
+
+
 class DepthDataset(ABC):
     """Base of the readers: a sequence of :class:`DepthSample`.
 

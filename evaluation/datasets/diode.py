@@ -14,6 +14,7 @@ from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
 from vision3d.evaluation.datasets.base import DepthSample, Entry, FileDataset, make_sample, read_rgb
 from vision3d.evaluation.protocols import DIODE_RANGE
+from vision3d.io.files import DAMAGED
 
 
 class DIODE(FileDataset):
@@ -71,6 +72,6 @@ def _load(path: Path) -> np.ndarray:
     """(H, W) array of a ``.npy``, never pickled. Raises InputError."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} cannot be read ({error})", "copy it again") from error
     return array[..., 0] if array.ndim == 3 else array

@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -47,6 +45,7 @@ from vision3d.evaluation.protocols import (
     kitti_eigen_mask,
     nyu_eigen_mask,
 )
+from vision3d.io.files import DAMAGED
 
 # Consumer depth cameras and a table-top stereo pair: the range of the indoor benchmarks.
 INDOOR_RANGE = NYU_RANGE
@@ -204,7 +203,7 @@ def _read_motorcycle(entry: Entry) -> DepthSample:
     focal, baseline, offset = 994.978, 0.193001, 31.086
     try:
         disparity = np.load(entry.depth, allow_pickle=False)["arr_0"].astype(np.float64)
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise InputError(f"{entry.depth} holds no disparity", "give it as distributed") from error
     known = np.isfinite(disparity)
     depth = np.where(known, focal * baseline / (np.where(known, disparity, 1) + offset), 0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from vision3d.errors import InputError
+from vision3d.io.files import DAMAGED
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class Case:
         """
         try:
             return np.load(self.path.with_suffix(".npz"), allow_pickle=False)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except DAMAGED as error:
             raise BrokenFixture(f"its .npz cannot be read ({error})") from error
 
     def tensor(self, name: str) -> torch.Tensor:

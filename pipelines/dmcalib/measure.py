@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vision3d.errors import InputError
+from vision3d.io.files import DAMAGED
 
 if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
@@ -171,7 +172,7 @@ def _metrology(
             camera = Intrinsics.from_dict(entry)
             covariance = None if entry.get("covariance") is None else np.array(entry["covariance"])
             depth = np.load(files[1], allow_pickle=False)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"{source}: damaged result ({error})", "calibrate that photograph again"
             ) from error

@@ -387,9 +387,7 @@ class DMCalib(Residency):
                 to share one.
             WeightsError: depth without depth networks.
         """
-        options = replace(options or CalibrationOptions(), dtype=str(self.dtype).removeprefix("torch."))
-        options.check()
-        options = options.completed(self.config)
+        options = self._recorded(options or CalibrationOptions())
         if options.depth:
             self.config.range_of(str(options.domain))
             if self.depth_unet is None:
@@ -619,12 +617,17 @@ class DMCalib(Residency):
             return self.finish_shared(predictions, chosen)
         return list(self.stream(photos, chosen, batch_size=batch_size, generator=generator))
 
+    def _recorded(self, options: CalibrationOptions) -> CalibrationOptions:
+        """Options as results record them: checked, with the weights' own values and the floating type of the run."""
+        options.check()
+        return replace(options, dtype=str(self.dtype).removeprefix("torch.")).completed(self.config)
+
     def finish_shared(
         self, predictions: list[CameraPrediction], options: CalibrationOptions
     ) -> list[CameraPrediction]:
         """Predictions made one by one, brought to their shared camera; then their depth, if asked for."""
         _check_same_size([p.photo for p in predictions if p.photo is not None])
-        options = replace(options, dtype=str(self.dtype).removeprefix("torch.")).completed(self.config)
+        options = self._recorded(options)
         origin = options.provenance(self.weights_name, self.weights_sha256)
         predictions = share_camera(predictions)
         for prediction in predictions:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +13,15 @@ import tyro
 from vision3d.engines import EngineName, engine_of
 from vision3d.errors import InputError
 from vision3d.progress import say, warn
-from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
+from vision3d.runs import (
+    Process,
+    RunSummary,
+    check_run,
+    photo_refs,
+    photographs_digest,
+    readable_refs,
+    run_folder,
+)
 
 if TYPE_CHECKING:
     from vision3d.camera import Intrinsics
@@ -144,7 +150,7 @@ def calibrate(
     options = options.completed(config)
     if depth:
         config.range_of(str(options.domain))
-    among = photographs_digest(inputs, recursive) if shared else None
+    among = photographs_digest(readable_refs(inputs, recursive=recursive)) if shared else None
     more = {} if among is None else {"shared_by_photographs": among}
     provenance = options.provenance(name, sha256, **more)
     loader = Loader(source, options, device, memory, inputs if shared else (), recursive, more)
@@ -266,7 +272,7 @@ class Loader:
 
         single = replace(self.options, shared=False, depth=False)
         cameras = []
-        for ref in readable_refs(self.shared_inputs, self.recursive):
+        for ref in readable_refs(self.shared_inputs, recursive=self.recursive):
             try:
                 (prediction,) = pipeline.calibrate([ref.load()], single)
                 _ = prediction.intrinsics
@@ -286,20 +292,6 @@ def replace_photo(prediction: Any) -> Any:
     import dataclasses
 
     return dataclasses.replace(prediction, photo=None, camera_image=None)
-
-
-def photographs_digest(inputs: Sequence[str], recursive: bool) -> str:
-    """Checksum of all photographs of a run that can be read, which a shared camera depends on."""
-    digest = hashlib.sha256()
-    for ref in readable_refs(inputs, recursive):
-        with suppress(InputError):
-            digest.update(ref.load().sha256.encode())
-    return digest.hexdigest()
-
-
-def readable_refs(inputs: Sequence[str], recursive: bool) -> Iterator[PhotoRef]:
-    """All images of a run without the videos that cannot be read, of which the run itself tells."""
-    return photo_refs(list(inputs), recursive=recursive, failed=lambda outcome: None)
 
 
 def export_cameras(

@@ -541,7 +541,7 @@ def match_loss(
 def foremost(chosen: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Of values ``(B, N, C)`` those that are chosen, ``(B, N)``: ``(B, M, C)``, M the most of an image; then others."""
     order = chosen.int().argsort(dim=1, descending=True)[:, : int(chosen.sum(1).max()), None]
-    return tuple(value.gather(1, order.expand(-1, -1, value.shape[-1])) for value in values)
+    return tuple(value.take_along_dim(order, 1) for value in values)
 
 
 def cell_weights(places: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -565,11 +565,6 @@ def keypoint_cells(keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
     return row * columns + (keypoints[..., 0] * columns).long().clamp(0, columns - 1)
 
 
-def _those(values: Tensor, chosen: Tensor) -> Tensor:
-    """Of values ``(B, N, C)`` those with the indices ``(B, M)``."""
-    return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
-
-
 def common_keypoints(keypoints: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     """Where each keypoint is in the image's partner, ``(B, M, 2)``, and which are there, ``(B, M)`` bool.
 
@@ -577,7 +572,7 @@ def common_keypoints(keypoints: Tensor, partner: Tensor) -> tuple[Tensor, Tensor
         keypoints, partner: ``(B, M, 3)`` x, y from 0 to 1 and class, 0 for none.
     """
     same = (keypoints[..., None, 2] == partner[:, None, :, 2]) & (keypoints[..., None, 2] > 0)
-    return partner[..., :2].gather(1, same.int().argmax(-1, keepdim=True).expand(-1, -1, 2)), same.any(-1)
+    return partner[..., :2].take_along_dim(same.int().argmax(-1, keepdim=True), 1), same.any(-1)
 
 
 def nearest_places(places: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
@@ -780,7 +775,7 @@ class DinoTask(Task):
             loss = loss + recipe.keypoint_weight * named
             metrics["keypoints"] = named.detach()
         if recipe.shape_weight:
-            places = batch["places"] if keep is None else _those(batch["places"], keep)
+            places = batch["places"] if keep is None else batch["places"].take_along_dim(keep[..., None], 1)
             placed = self._shape_loss(seen, places, generator)
             loss = loss + recipe.shape_weight * placed
             metrics["shape"] = placed.detach()
@@ -829,15 +824,14 @@ class DinoTask(Task):
         cells = keypoint_cells(keypoints, seen.grid)
         if keep is not None:
             cells = (keep[:, None] == cells[..., None]).int().argmax(-1)
-        patches = _those(seen.patches, cells)
+        patches = seen.patches.take_along_dim(cells[..., None], 1)
 
         def wanted(step: int) -> tuple[Tensor, Tensor]:
             group = self._recipe.group
             places, there = common_keypoints(keypoints, partners(keypoints, group, step))
             shares = cell_weights(places, seen.grid)
             if keep is not None:
-                kept = partners(keep, group, step)[:, None].expand(-1, shares.shape[1], -1)
-                shares = shares.gather(2, kept)
+                shares = shares.take_along_dim(partners(keep, group, step)[:, None], 2)
                 shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-6)
             return shares, there
 

@@ -14,7 +14,7 @@ import tyro
 from vision3d.errors import InputError
 from vision3d.pipelines.sd_dino.options import Conditioning, Features, MatchOptions, MetricName, Projection
 from vision3d.progress import say
-from vision3d.runs import RunSummary
+from vision3d.runs import RunSummary, photographs_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,7 +250,7 @@ class SemanticPairs(Matcher):
         self.net, self.options, self.masks, self.points, self.sets = net, options, masks, points, sets
         self._common = options.projection == "dataset" and options.features != "dino"
         if self._common:
-            more = {**more, "images": _digest_of_all(sets)}
+            more = {**more, "images": photographs_digest(r for s in sets for r in s.refs.values())}
         self._provenance = net.provenance(options, net.plan(options.features), **more)
         self._pipeline: SDDino | None = None
         self._folder = None if net.cache else tempfile.TemporaryDirectory(prefix="vision3d-features-")
@@ -510,18 +510,6 @@ def _digest(mask: np.ndarray) -> str:
     import numpy as np
 
     return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
-
-
-def _digest_of_all(sets: tuple[Images, Images]) -> str:
-    """Checksum of the images that can be read, in whatever order."""
-    import hashlib
-
-    found = []
-    for images in sets:
-        for name in images:
-            with suppress(InputError):
-                found.append(images.photo(name).sha256)
-    return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
 
 
 def _write_ranking(out: Path, jobs: list[PairJob], summary: RunSummary) -> None:

@@ -726,16 +726,29 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         When memory runs out, batches get smaller; a line on screen says so. With ``stabilise`` photographs go one by
         one, since a frame needs the one before. ``extras`` are as for :meth:`predict`, without ``masks``.
         """
-        steady: Stabiliser | None = None
-        if options is not None and options.stabilise:
-            steady, batch_size = Stabiliser(self, options), 1
+        one_by_one = options is not None and options.stabilise
+        process = self.predictor(options, **extras)
+        return in_batches(process, photos, 1 if one_by_one else batch_size, generator=extras.get("generator"))
 
-        def process(batch: Sequence[Photo]) -> list[NormalPrediction]:
-            if steady is not None:
-                return [steady(photo, **extras) for photo in batch]
-            return self.predict(batch, options, **extras)
+    def predictor(
+        self, options: NormalOptions | None = None, **extras: Any
+    ) -> Callable[..., list[NormalPrediction]]:
+        """What predicts the next photographs (and their masks): as :meth:`predict`, or frames steadied by those before.
 
-        return in_batches(process, photos, batch_size, generator=extras.get("generator"))
+        ``extras`` are as for :meth:`predict`, without ``masks``.
+        """
+        steady = Stabiliser(self, options) if options is not None and options.stabilise else None
+
+        def process(
+            photos: Sequence[Photo], masks: Sequence[np.ndarray | None] | None = None
+        ) -> list[NormalPrediction]:
+            if steady is None:
+                return self.predict(photos, options, masks=masks, **extras)
+            return [
+                steady(p, m, **extras) for p, m in zip(photos, masks or [None] * len(photos), strict=True)
+            ]
+
+        return process
 
     def __call__(
         self,

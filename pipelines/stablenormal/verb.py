@@ -11,6 +11,7 @@ import tyro
 
 from vision3d.engines import EngineName, engine_of
 from vision3d.errors import InputError
+from vision3d.io.files import DAMAGED
 from vision3d.progress import say
 from vision3d.runs import Process, RunSummary, check_run, photo_refs, run_folder
 
@@ -187,7 +188,7 @@ def read_pose(path: Path) -> np.ndarray:
         raise InputError(f"no such file: {path}", "give a text or .npy file with the pose")
     try:
         matrix = np.load(path) if path.suffix == ".npy" else np.loadtxt(path)
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} holds no matrix ({error})", "write 4 lines of 4 numbers") from error
     if matrix.shape not in ((4, 4), (3, 4)):
         raise InputError(f"{path} holds a matrix of shape {matrix.shape}", "write 4 lines of 4 numbers")
@@ -284,7 +285,6 @@ class Loader:
         from vision3d.pipelines.stablenormal.matting import Matting
         from vision3d.pipelines.stablenormal.origin import placed
         from vision3d.pipelines.stablenormal.pipeline import StableNormal
-        from vision3d.pipelines.stablenormal.video import Stabiliser
 
         pipeline = StableNormal.from_pretrained(
             self.weights,
@@ -303,15 +303,11 @@ class Loader:
                 self.matting, self.options.mode, pipeline.device, trust_remote_code=self.trust_remote_code
             )
         find = Masks(self.mask) if self.mask is not None else None
-        stabiliser = Stabiliser(pipeline, self.options) if self.options.stabilise else None
+        predict = pipeline.predictor(self.options, matting=matte)
         pose = None if self.pose is None else np.array(self.pose)
 
         def process(photos: Sequence[Photo]) -> Sequence[Prediction]:
             masks = [find(photo) if find is not None else None for photo in photos]
-            if stabiliser is not None:
-                results = [stabiliser(p, m, matte) for p, m in zip(photos, masks, strict=True)]
-            else:
-                results = pipeline.predict(photos, self.options, masks=masks, matting=matte)
-            return [placed(result, self.frame, pose) for result in results]
+            return [placed(result, self.frame, pose) for result in predict(photos, masks)]
 
         return process

@@ -268,12 +268,12 @@ def test_a_share_of_the_patches_holds_the_keypoints_and_then_the_object() -> Non
     tokens = torch.randn(4, 64, 16)
     order = torch.stack([torch.randperm(64) for _ in range(4)])
     seen = SimpleNamespace(patches=tokens, grid=(8, 8))
-    mixed = SimpleNamespace(patches=training._those(tokens, order), grid=(8, 8))
+    mixed = SimpleNamespace(patches=tokens.take_along_dim(order[..., None], 1), grid=(8, 8))
     plain = run._keypoint_loss(seen, batch["keypoints"], torch.Generator().manual_seed(3))
     kept = run._keypoint_loss(mixed, batch["keypoints"], torch.Generator().manual_seed(3), order)
     torch.testing.assert_close(kept, plain)
     # a part is found among that part
-    some = SimpleNamespace(patches=training._those(tokens, keep), grid=(8, 8))
+    some = SimpleNamespace(patches=tokens.take_along_dim(keep[..., None], 1), grid=(8, 8))
     part = run._keypoint_loss(some, batch["keypoints"], torch.Generator().manual_seed(3), keep)
     assert torch.isfinite(part) and not torch.isclose(part, plain)
 

@@ -333,8 +333,7 @@ class Dino(nn.Module):
         x, grid = self.embed(pixels, stride)
         special = 1 + self.config.registers
         if keep is not None:
-            kept = x[:, special:].gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-            x = torch.cat([x[:, :special], kept], dim=1)
+            x = torch.cat([x[:, :special], x[:, special:].take_along_dim(keep[..., None], 1)], dim=1)
         found: dict[Request, Tensor] = {}
         for index, block in enumerate(self.blocks):
             here = [r for r in wanted if r.layer == index]

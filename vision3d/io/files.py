@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +44,8 @@ _REASONS: dict[int, tuple[str, str]] = {
     errno.EFBIG: ("the file is too large for this file system", "choose another output folder"),
     errno.EIO: ("the disk reports an input/output error", "check the disk or choose another output folder"),
 }
+DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged ``.npy``, ``.npz`` or JSON file may raise."""
 _STALE_SECONDS = 3600.0
 """Age at which a leftover is nobody's any more, on file systems without locks."""
 
