@@ -27,11 +27,12 @@ from vision3d.io.files import atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import SampleSource
-from vision3d.training.dense import CaptionedTask, depth_picture
+from vision3d.training.dense import CaptionedTask, at_cells, depth_picture, read_out
 from vision3d.training.losses import (
     affine_invariant_loss,
     aligned_absrel,
     inverse_depth,
+    normal_loss,
     segmentation_loss,
 )
 from vision3d.training.prior import (
@@ -63,6 +64,9 @@ class PrimeDepthRecipe:
         denoising_every: it is computed on every n-th step.
         gradient_weight: of gradient matching.
         absrel_weight: of AbsRel after a least-squares fit (not published).
+        head_every: the depth head is trained on every n-th step; on the others a read-out of the refiner learns depth
+            at half resolution, in half the time.
+        normal_weight: of the read-out's normals, which teach refiner and UNet along.
         segmentation_weight: of cross entropy.
         segmentation_every: the segmentation head is trained on every n-th step.
         caption_dropout: share of captions replaced by "".
@@ -87,6 +91,8 @@ class PrimeDepthRecipe:
     denoising_every: int = 1
     gradient_weight: float = 0.5
     absrel_weight: float = 0.0
+    head_every: int = 1
+    normal_weight: float = 0.0
     segmentation_weight: float = 0.1
     segmentation_every: int = 1
     caption_dropout: float = 0.1
@@ -133,6 +139,29 @@ PRESETS = {
         scale=(0.75, 1.0),
         max_size=112,
     ),
+    # from a prior of prior-unet's preset of that name: most of the training, small and through the read-out
+    "mini-wide": replace(
+        MINI,
+        crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (32, 96, 32), (96, 72, 16)),
+        unet_lr=1.0,
+        denoising_every=16,
+        head_every=4,
+        normal_weight=1.0,
+        segmentation_every=32,
+        scale=(0.6, 1.0),
+    ),
+    # its last leg: at the size of inference, by the depth head alone
+    "mini-wide-fine": replace(
+        MINI,
+        crops=((112, 112, 10), (80, 112, 12), (96, 128, 10), (32, 112, 24), (112, 112, 10), (112, 80, 12)),
+        unet_lr=1.0,
+        denoising_every=16,
+        absrel_weight=5.0,
+        segmentation_every=16,
+        scale=(0.7, 1.0),
+        max_size=112,
+        warmup=100,
+    ),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,
         head_channels=(128, 256, 512, 512),
@@ -164,6 +193,8 @@ class PrimeDepthTask(CaptionedTask):
 
     def __init__(self, recipe: PrimeDepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         super().__init__(recipe, source, options)
+        if recipe.normal_weight:
+            self.fields = (*type(self).fields, "normals")
         self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         set_group_norm_eps(self.vae, 1e-5)
 
@@ -192,6 +223,9 @@ class PrimeDepthTask(CaptionedTask):
         }
         if recipe.unet_lr:
             trained["unet"] = self.unet
+        if recipe.head_every > 1:
+            self.read_out = nn.Sequential(nn.SiLU(), *read_out(self.refiner.config.out_channels, 4))
+            trained["read_out"] = self.read_out
         for module in (self.vae, *trained.values()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return nn.ModuleDict(trained)
@@ -235,10 +269,21 @@ class PrimeDepthTask(CaptionedTask):
         latents = self.latents(batch["image"])
         context = self.context(batch["tokens"])
         refined = self.refined(latents, context, generator)
-        prediction = self.depth_head(refined).float().mean(dim=1)
         inverse, valid = inverse_depth(batch["depth"], sky=recipe.sky)
-        inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
+        angular = None
+        if step % recipe.head_every == 0:
+            prediction = self.depth_head(refined).float().mean(dim=1)
+            inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
+        else:
+            maps = self.read_out(refined).float()
+            prediction = maps[:, 0]
+            inverse, valid = at_cells(inverse, prediction), at_cells(valid, prediction)
+            if recipe.normal_weight:
+                angular = normal_loss(maps[:, 1:], at_cells(batch["normals"], prediction))
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
+        if angular is not None:
+            loss = loss + recipe.normal_weight * angular
+            metrics["normals"] = angular.detach()
         if recipe.absrel_weight:
             error = aligned_absrel(prediction, inverse, valid)
             loss = loss + recipe.absrel_weight * error

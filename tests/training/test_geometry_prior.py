@@ -159,6 +159,42 @@ def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_its_unet(prior_folde
     assert pipeline(torch.rand(3, 40, 48)).depth.shape == (40, 48)
 
 
+def test_a_read_out_teaches_refiner_and_unet_between_the_steps_of_the_depth_head(prior_folder, world, tmp_path):
+    torch.manual_seed(0)
+    recipe = replace(
+        primedepth.PRESETS["mini-wide"],
+        crops=((24, 32, 4),),
+        head_channels=(4, 4, 8, 8),
+        refiner_channels=8,
+        head_every=2,
+        denoising_every=2,
+        segmentation_every=2,
+    )
+    task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
+    model = task.build()
+    task.text_encoder.requires_grad_(False)
+    batch = task.batches()[0]
+    history = []
+    for step, (_, metrics) in enumerate(learned_by_heart(task, model, batch, 40)):
+        history.append({name: float(value) for name, value in metrics.items()})
+        trained = {name: any(p.grad is not None for p in part.parameters()) for name, part in model.items()}
+        by_head = step % 2 == 0
+        assert trained == {
+            "refiner": True,
+            "unet": True,
+            "depth_head": by_head,
+            "segmentation_head": by_head,
+            "read_out": not by_head,
+        }
+    assert all(("normals" in metrics) == (step % 2 == 1) for step, metrics in enumerate(history))
+    assert history[-1]["normals"] < 0.4 * history[1]["normals"]
+    assert history[-1]["absrel"] < 0.7 * history[1]["absrel"]
+    assert history[-2]["absrel"] < 0.7 * history[0]["absrel"]
+    task.export(tmp_path)
+    assert not (tmp_path / "read_out").exists()
+    assert PrimeDepth.from_pretrained(tmp_path, device="cpu")(torch.rand(3, 40, 48)).depth.shape == (40, 48)
+
+
 def test_an_export_embeds_captions_as_its_training_did_from_a_tower_without_its_last_layer(
     prior_folder, world, tmp_path, monkeypatch
 ):

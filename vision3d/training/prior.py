@@ -263,7 +263,8 @@ class UnetRecipe:
 
     Args:
         channels: of the four levels; attention at the first three.
-        head_dim: size of an attention head.
+        layers: residual blocks per level of the encoder; SD has 2.
+        head_dim: size of an attention head, at least.
         groups: of the norms.
         text_width, text_layers, text_heads: of the CLIP text encoder; the width is the context's.
         merges: byte pairs to learn from the captions.
@@ -285,6 +286,7 @@ class UnetRecipe:
     size: int
     batch_size: int
     merges: int = 768
+    layers: int = 2
     prediction_type: PredictionType = "v_prediction"
     caption_dropout: float = 0.1
     lr: float = 1e-3
@@ -300,7 +302,7 @@ class UnetRecipe:
             "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
             "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
             "block_out_channels": self.channels,
-            "layers_per_block": 2,
+            "layers_per_block": self.layers,
             "norm_num_groups": self.groups,
             "attention_head_dim": tuple(c // self.head_dim for c in self.channels),
             "cross_attention_dim": self.text_width,
@@ -318,6 +320,20 @@ UNET_PRESETS = {
         text_heads=4,
         size=128,
         batch_size=16,
+    ),
+    # Twice as wide where there are most pixels, with half the blocks: as fast to train, and fewer, larger products.
+    # The text encoder stays what other methods read.
+    "mini-wide": UnetRecipe(
+        channels=(64, 80, 80, 80),
+        layers=1,
+        head_dim=32,
+        groups=16,
+        text_width=64,
+        text_layers=2,
+        text_heads=4,
+        size=96,
+        batch_size=32,
+        train_text=False,
     ),
     # Fine-tuning of SD 2.1; sizes come from --init and are given here for training from nothing.
     "full": UnetRecipe(
