@@ -159,7 +159,9 @@ def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_its_unet(prior_folde
     assert pipeline(torch.rand(3, 40, 48)).depth.shape == (40, 48)
 
 
-def test_a_read_out_teaches_refiner_and_unet_between_the_steps_of_the_depth_head(prior_folder, world, tmp_path):
+def test_a_read_out_teaches_refiner_and_unet_between_the_steps_of_the_depth_head(
+    prior_folder, world, tmp_path
+):
     torch.manual_seed(0)
     recipe = replace(
         primedepth.PRESETS["mini-wide"],
