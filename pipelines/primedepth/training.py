@@ -186,7 +186,7 @@ class PrimeDepthTask(CaptionedTask):
 
     name: ClassVar[str] = "primedepth"
     presets: ClassVar[dict[str, PrimeDepthRecipe]] = PRESETS
-    fields = ("image", "depth", "semantic", "caption")
+    fields: tuple[str, ...] = ("image", "depth", "semantic", "caption")
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth")
     init_hint: ClassVar[str] = "give --init the export of prior-unet, or an SD 2.1 folder"
     starts_from: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder", "refiner", "depth_head")
