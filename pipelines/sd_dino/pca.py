@@ -42,6 +42,8 @@ def principal_axes(rows: Tensor, count: int, method: Method = "exact") -> Tensor
         # eigenvectors u of X X^T give those of X^T X as X^T u, of length sqrt(eigenvalue)
         _, vectors = torch.linalg.eigh(rows @ rows.T)
         axes = F.normalize(rows.T @ vectors[:, -count:].flip(1), dim=0)
+        # where the rows do not vary (n centred rows span n - 1 directions at most) that is rounding, along the others
+        axes = torch.linalg.qr(axes)[0]
     else:
         _, vectors = torch.linalg.eigh(rows.T @ rows)
         axes = vectors[:, -count:].flip(1)

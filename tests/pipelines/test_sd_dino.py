@@ -49,6 +49,15 @@ def test_exact_directions_are_those_of_the_svd_with_fixed_signs(shape: tuple[int
     assert torch.equal(axes, principal_axes(rows, 10))
 
 
+def test_directions_without_variance_are_orthogonal_to_the_others() -> None:
+    rows = random(8, 80) * 30
+    rows = rows - rows.mean(0)
+    axes = principal_axes(rows, 16)
+    assert axes.shape == (80, 8)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(8), atol=1e-5)
+    np.testing.assert_allclose(rows @ axes[:, 7], np.zeros(8), atol=1e-3)
+
+
 def test_a_projection_keeps_distances_when_no_direction_is_dropped() -> None:
     first, second = {"s4": random(6, 4, 4)}, {"s4": random(6, 4, 4, seed=1)}
     a, b = co_pca(first, second, {"s4": 99})
