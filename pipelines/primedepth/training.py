@@ -130,6 +130,16 @@ MINI = PrimeDepthRecipe(
     warmup=200,
     ema=0.998,
 )
+MINI_WIDE = replace(
+    MINI,
+    crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (32, 96, 32), (96, 72, 16)),
+    unet_lr=1.0,
+    denoising_every=16,
+    head_every=4,
+    normal_weight=1.0,
+    segmentation_every=32,
+    scale=(0.6, 1.0),
+)
 PRESETS = {
     "mini": MINI,
     # last leg of the mini: more of each photograph, from the first's export
@@ -140,23 +150,14 @@ PRESETS = {
         max_size=112,
     ),
     # from a prior of prior-unet's preset of that name: most of the training, small and through the read-out
-    "mini-wide": replace(
-        MINI,
-        crops=((72, 96, 16), (80, 80, 16), (72, 104, 16), (32, 96, 32), (96, 72, 16)),
-        unet_lr=1.0,
-        denoising_every=16,
-        head_every=4,
-        normal_weight=1.0,
-        segmentation_every=32,
-        scale=(0.6, 1.0),
-    ),
+    "mini-wide": MINI_WIDE,
     # its last leg: at the size of inference, by the depth head alone
     "mini-wide-fine": replace(
-        MINI,
+        MINI_WIDE,
         crops=((112, 112, 10), (80, 112, 12), (96, 128, 10), (32, 112, 24), (112, 112, 10), (112, 80, 12)),
-        unet_lr=1.0,
-        denoising_every=16,
         absrel_weight=5.0,
+        head_every=1,
+        normal_weight=0.0,
         segmentation_every=16,
         scale=(0.7, 1.0),
         max_size=112,
@@ -270,18 +271,17 @@ class PrimeDepthTask(CaptionedTask):
         context = self.context(batch["tokens"])
         refined = self.refined(latents, context, generator)
         inverse, valid = inverse_depth(batch["depth"], sky=recipe.sky)
-        angular = None
-        if step % recipe.head_every == 0:
+        by_head = step % recipe.head_every == 0
+        if by_head:
             prediction = self.depth_head(refined).float().mean(dim=1)
             inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
         else:
             maps = self.read_out(refined).float()
             prediction = maps[:, 0]
             inverse, valid = at_cells(inverse, prediction), at_cells(valid, prediction)
-            if recipe.normal_weight:
-                angular = normal_loss(maps[:, 1:], at_cells(batch["normals"], prediction))
         loss, metrics = affine_invariant_loss(prediction, inverse, valid, recipe.gradient_weight)
-        if angular is not None:
+        if recipe.normal_weight and not by_head:
+            angular = normal_loss(maps[:, 1:], at_cells(batch["normals"], prediction))
             loss = loss + recipe.normal_weight * angular
             metrics["normals"] = angular.detach()
         if recipe.absrel_weight:

@@ -68,8 +68,15 @@ def prior_folder(stand_in_world, tmp_path_factory, world):
     return folder / "prior"
 
 
+def small_primedepth(preset="mini", images=2, **settings):
+    recipe = replace(primedepth.PRESETS[preset], crops=((24, 32, images),), **settings)
+    return replace(recipe, head_channels=(4, 4, 8, 8), refiner_channels=8)
+
+
 def learned_by_heart(task, model, batch, steps):
     """Loss and metrics of each step on one batch; the gradients are still there when they come."""
+    for module in task.frozen():
+        module.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
         loss, metrics = task.loss(batch, step, torch.Generator().manual_seed(step))
@@ -84,7 +91,6 @@ def test_geometry_is_learned_through_the_unet_and_the_autoencoder(prior_folder, 
     recipe = replace(GEOMETRY, reconstruction_every=1, denoising_every=1)
     task = GeometryPriorTask(recipe, world, TaskOptions(init=prior_folder))
     model = task.build()
-    task.text_encoder.requires_grad_(False)
     batch = task.batches()[0]
     history = []
     for step, (_, metrics) in enumerate(learned_by_heart(task, model, batch, 40)):
@@ -142,9 +148,7 @@ def test_primedepth_goes_on_from_a_geometry_prior_and_tunes_its_unet(prior_folde
     trainer.export(tmp_path / "geometry")
     assert json.loads((tmp_path / "geometry/vae/config.json").read_text())["latent_channels"] == 6
 
-    recipe = replace(
-        primedepth.PRESETS["mini"], crops=((24, 32, 2),), head_channels=(4, 4, 8, 8), refiner_channels=8
-    )
+    recipe = small_primedepth()
     task = PrimeDepthTask(recipe, world, TaskOptions(init=tmp_path / "geometry"))
     before = {k: v.clone() for k, v in task.vae.state_dict().items()}
     start = GeometryPriorTask(GEOMETRY, world, TaskOptions(init=tmp_path / "geometry"))
@@ -163,18 +167,9 @@ def test_a_read_out_teaches_refiner_and_unet_between_the_steps_of_the_depth_head
     prior_folder, world, tmp_path
 ):
     torch.manual_seed(0)
-    recipe = replace(
-        primedepth.PRESETS["mini-wide"],
-        crops=((24, 32, 4),),
-        head_channels=(4, 4, 8, 8),
-        refiner_channels=8,
-        head_every=2,
-        denoising_every=2,
-        segmentation_every=2,
-    )
+    recipe = small_primedepth("mini-wide", images=4, head_every=2, denoising_every=2, segmentation_every=2)
     task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
     model = task.build()
-    task.text_encoder.requires_grad_(False)
     batch = task.batches()[0]
     history = []
     for step, (_, metrics) in enumerate(learned_by_heart(task, model, batch, 40)):
@@ -201,9 +196,7 @@ def test_an_export_embeds_captions_as_its_training_did_from_a_tower_without_its_
     prior_folder, world, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("VISION3D_HOME", str(tmp_path / "home"))
-    recipe = replace(
-        primedepth.PRESETS["mini"], crops=((24, 32, 2),), head_channels=(4, 4, 8, 8), refiner_channels=8
-    )
+    recipe = small_primedepth()
     for full, layer in ((2, "last"), (3, "penultimate")):
         monkeypatch.setitem(text.FULL_DEPTH, UNET.text_width, full)
         task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
@@ -216,13 +209,7 @@ def test_an_export_embeds_captions_as_its_training_did_from_a_tower_without_its_
 
 
 def test_a_frozen_prior_gets_no_gradient(prior_folder, world):
-    recipe = replace(
-        primedepth.PRESETS["mini"],
-        crops=((24, 32, 2),),
-        head_channels=(4, 4, 8, 8),
-        refiner_channels=8,
-        unet_lr=0.0,
-    )
+    recipe = small_primedepth(unet_lr=0.0)
     task = PrimeDepthTask(recipe, world, TaskOptions(init=prior_folder))
     assert set(task.build().keys()) == {"refiner", "depth_head", "segmentation_head"}
     for module in task.frozen():

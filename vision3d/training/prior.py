@@ -310,30 +310,22 @@ class UnetRecipe:
         }
 
 
+MINI_UNET = UnetRecipe(
+    channels=(32, 48, 64, 64),
+    head_dim=16,
+    groups=16,
+    text_width=64,
+    text_layers=2,
+    text_heads=4,
+    size=128,
+    batch_size=16,
+)
 UNET_PRESETS = {
-    "mini": UnetRecipe(
-        channels=(32, 48, 64, 64),
-        head_dim=16,
-        groups=16,
-        text_width=64,
-        text_layers=2,
-        text_heads=4,
-        size=128,
-        batch_size=16,
-    ),
+    "mini": MINI_UNET,
     # Twice as wide where there are most pixels, with half the blocks: as fast to train, and fewer, larger products.
     # The text encoder stays what other methods read.
-    "mini-wide": UnetRecipe(
-        channels=(64, 80, 80, 80),
-        layers=1,
-        head_dim=32,
-        groups=16,
-        text_width=64,
-        text_layers=2,
-        text_heads=4,
-        size=96,
-        batch_size=32,
-        train_text=False,
+    "mini-wide": replace(
+        MINI_UNET, channels=(64, 80, 80, 80), layers=1, head_dim=32, size=96, batch_size=32, train_text=False
     ),
     # Fine-tuning of SD 2.1; sizes come from --init and are given here for training from nothing.
     "full": UnetRecipe(
