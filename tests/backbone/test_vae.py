@@ -22,6 +22,12 @@ def autoencoder() -> AutoencoderKL:
     ).eval().requires_grad_(False)  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def many_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of tests count as large ones."""
+    monkeypatch.setattr(lean, "STRIP_BYTES", 1 << 12)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (77, 45), (16, 200)])
 def test_encoding_is_diffusers_encoding(autoencoder: AutoencoderKL, size: tuple[int, int]) -> None:
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -32,7 +38,20 @@ def test_encoding_is_diffusers_encoding(autoencoder: AutoencoderKL, size: tuple[
     torch.testing.assert_close(logvar, posterior.logvar, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strip_bytes", [1 << 12, 1 << 22])
+def test_small_images_run_through_diffusers_modules(
+    autoencoder: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean, "STRIP_BYTES", 4 * 32 * 40 * 48)
+    with torch.no_grad():
+        for images, stock in ((torch.rand(3, 3, 40, 48), True), (torch.rand(3, 3, 40, 56), False)):
+            moments = lean.encode_moments(autoencoder, images)
+            same = torch.equal(moments[0], autoencoder.encode(images * 2 - 1).latent_dist.mean)
+            latents = moments[0]
+            decoded = torch.equal(lean.decode(autoencoder, latents), autoencoder.decode(latents).sample)
+            assert (same, decoded) == (stock, stock)
+
+
+@pytest.mark.parametrize("strip_bytes", [1 << 12, 1 << 16])
 def test_decoding_in_strips_is_diffusers_decoding(
     autoencoder: AutoencoderKL, strip_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from vision3d.errors import InputError, WeightsError
 from vision3d.training import checkpoint as ckpt
 from vision3d.training.ema import ExponentialMovingAverage
-from vision3d.training.muon import MuonAdamW
+from vision3d.training.muon import MuonAdamW, orthogonalised
 from vision3d.training.task import Task, TaskOptions, noise
 from vision3d.training.trainer import Trainer, TrainerSettings, lr_factor
 
@@ -358,6 +358,17 @@ def test_muon_steps_along_orthogonal_matrices_and_leaves_the_rest_to_adamw():
         assert float((matrix * gradient.flatten(1)).sum()) > 0
     # a vector, and a matrix of three rows
     assert all(torch.equal(a, b) for a, b in zip(ours[3:], adamw[3:], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 100), (16, 20)])
+def test_muon_iterates_as_published(shape: tuple[int, int]):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    matrices[:, : shape[0] // 2] *= 1e-3
+    x = matrices.double() / torch.linalg.matrix_norm(matrices.double())[:, None, None]
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    torch.testing.assert_close(orthogonalised(matrices).double(), x, atol=1e-5, rtol=1e-4)
 
 
 def test_muon_decays_weights_as_adamw_does():

@@ -69,6 +69,11 @@ def scale_shift(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     return scale.to(x.dtype)[..., None, None], shift.to(x.dtype)[..., None, None]
 
 
+def _is_small(channels: int, height: int, width: int) -> bool:
+    """Whether the features of one image fit in a strip at the image's size, where they are largest."""
+    return 4 * channels * height * width <= STRIP_BYTES
+
+
 def _strips(height: int, row_bytes: int) -> list[tuple[int, int]]:
     rows = max(8, STRIP_BYTES // max(1, row_bytes))
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
@@ -130,9 +135,10 @@ def _middle(block: UNetMidBlock2D, h: Tensor) -> Tensor:
 def encode_features(encoder: Encoder, x: Tensor) -> Tensor:
     """An encoder's output (moments before ``quant_conv``) for images in [-1, 1] ``(B, 3, H, W)``.
 
-    Under autograd the stock modules run (they keep what the backward pass needs); otherwise the lean path.
+    Under autograd (they keep what the backward pass needs) and for small images the stock modules run; otherwise the
+    lean path.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or _is_small(encoder.conv_in.out_channels, *x.shape[-2:]):
         return encoder(x)
     h = encoder.conv_in(x)
     for block in encoder.down_blocks:
@@ -175,9 +181,11 @@ def double_and_convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def decode_features(decoder: Decoder, z: Tensor) -> Tensor:
     """A decoder's output for its input ``(B, C, h, w)``: ``(B, out_channels, 8h, 8w)``.
 
-    Under autograd the stock modules run (they keep what the backward pass needs); otherwise the lean path.
+    Under autograd and for small images the stock modules run, otherwise the lean path, as for encoders.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or _is_small(
+        decoder.conv_out.in_channels, *(8 * side for side in z.shape[-2:])
+    ):
         return decoder(z)
     h = _middle(decoder.mid_block, decoder.conv_in(z))
     for block in decoder.up_blocks:

@@ -25,13 +25,24 @@ def orthogonalised(
 ) -> Tensor:  # (B, m, n)
     """Matrices of about the same singular vectors whose singular values lie near 1 (0.7 to 1.2).
 
-    Newton–Schulz iteration with the coefficients of Jordan et al.
+    Newton–Schulz iteration with the coefficients of Jordan et al. Each iteration multiplies by a polynomial of the
+    Gram matrix (m, m), and these commute: multiplied with each other first, they meet the long matrices once.
     """
     x = matrices / (torch.linalg.matrix_norm(matrices)[:, None, None] + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
+    gram = x @ x.mT
+    product = factor = _factor(gram)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
+    return product @ x
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What one iteration multiplies matrices of this Gram matrix with."""
+    factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+    return factor
 
 
 class MuonAdamW(torch.optim.AdamW):
