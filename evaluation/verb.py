@@ -29,11 +29,13 @@ def evaluate(
     sample: int = 0,
     category_prompt: bool = False,
     published: bool = False,
+    unet: str | None = None,
     dino: str | None = None,
     captioner: str | None = None,
     clip: str | None = None,
     conditioning: Literal["auto", "empty", "implicit"] = "auto",
-    features: Literal["sd+dino", "sd", "dino"] = "sd+dino",
+    features: Literal["sd+dino", "sd", "dino", "dift", "clean", "clean+dino"] = "sd+dino",
+    flip: bool = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Report:
     """Measure a method on a data set by the protocol of the published tables.
@@ -61,12 +63,14 @@ def evaluate(
         sample: match: so many pairs per category, drawn as the published script does by default (20); 0 for all.
         category_prompt: match: caption images "a photo of CATEGORY".
         published: match: the published rules for cells, borders and weights, slips included.
+        unet: match: UNet instead of the weights' own, such as CleanDIFT's for --features clean.
         dino: match: DINO network instead of the weights' own.
         captioner: match: ODISE's checkpoint (CC BY-NC-SA 4.0), for implicit captions as in the published tables.
         clip: match: folder of CLIP ViT-L/14 at 336, for implicit captions.
         conditioning: match: of Stable Diffusion by the empty prompt or by implicit captions; auto takes these where
             --captioner and --clip are given.
-        features: match: of both networks or of one.
+        features: match: of both networks or of one, or Stable Diffusion read as DIFT or CleanDIFT do.
+        flip: match: try the source's mirror image, too, and keep what fits the target better.
         device: where to compute.
     """
     if task == "match":
@@ -80,11 +84,13 @@ def evaluate(
             sample,
             category_prompt,
             published,
+            unet,
             dino,
             captioner,
             clip,
             conditioning,
             features,
+            flip,
             device,
         )
     if dataset in get_args(MatchDataset):
@@ -117,11 +123,13 @@ def _evaluate_match(
     sample: int,
     category_prompt: bool,
     published: bool,
+    unet: str | None,
     dino: str | None,
     captioner: str | None,
     clip: str | None,
     conditioning: Any,
     features: Any,
+    flip: bool,
     device: str,
 ) -> Report:
     from vision3d.evaluation.datasets.correspondence import KeypointPairs, PFPascal, SPair71k
@@ -145,9 +153,9 @@ def _evaluate_match(
     }
     reader = readers[dataset]()
     pipeline = SDDino.from_pretrained(
-        weights, dino=dino, captioner=captioner, clip=clip, device=device, features=features
+        weights, unet=unet, dino=dino, captioner=captioner, clip=clip, device=device, features=features
     )
-    options = MatchOptions(features=features, conditioning=conditioning)
+    options = MatchOptions(features=features, conditioning=conditioning, flip=flip)
     if isinstance(reader, TSS):
         return evaluate_flow(pipeline, reader, out, options=options, published=published, limit=limit)
     return evaluate_keypoints(

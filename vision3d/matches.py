@@ -138,6 +138,7 @@ class Matches(Prediction):
         flow_ab: (H_a, W_a, 2) float32: pixel centre plus flow is the place in B; or None.
         flow_ba: (H_b, W_b, 2) the same from B to A, or None.
         photo_b: the second image (the first is ``photo``), or None.
+        mirrored: the network saw A's mirror image, which fits B better; points are those of A all the same.
         descriptors: of the cells of both images, for looking at similarities later, or None.
 
     Raises:
@@ -158,6 +159,7 @@ class Matches(Prediction):
     flow_ab: np.ndarray | None = None
     flow_ba: np.ndarray | None = None
     photo_b: Photo | None = None
+    mirrored: bool = False
     descriptors: PairDescriptors | None = None
 
     def __post_init__(self) -> None:
@@ -251,6 +253,7 @@ class Matches(Prediction):
             for name in ("size_a", "size_b"):
                 height, width = arrays[name].tolist()
                 arrays[name] = (height, width)  # type: ignore[assignment]
+            arrays["mirrored"] = bool(arrays.get("mirrored", False))  # type: ignore[assignment]
             found = cls(**arrays)  # type: ignore[arg-type]
             for points in found.points:
                 if not np.isfinite(points).all():
@@ -268,6 +271,7 @@ class Matches(Prediction):
             "matches": len(self),
             "mutual": int(self.mutual.sum()),
             "dense": self.flow_ab is not None,
+            "mirrored": self.mirrored,
             "second_input": None
             if second is None
             else {
@@ -298,6 +302,7 @@ class Matches(Prediction):
             "cycle_error": self.cycle_error,
             "size_a": np.array(self.size_a),
             "size_b": np.array(self.size_b),
+            "mirrored": np.array(self.mirrored),
         }
         arrays |= {n: f for n, f in (("flow_ab", self.flow_ab), ("flow_ba", self.flow_ba)) if f is not None}
         with path.open("wb") as file:

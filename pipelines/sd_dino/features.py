@@ -1,8 +1,8 @@
 """What Stable Diffusion holds of an image: four tiles, one lightly noised pass each, three taps (section 3.2).
 
 The published method calls the tensors by where they enter the decoder of the original code: ``s5``, ``s4``, ``s3``
-and ``s2``, at 1/64, 1/32, 1/16 and 1/8 of the image. Nothing after the last one asked for is computed, and nothing
-of the image decoder at all.
+and ``s2``, at 1/64, 1/32, 1/16 and 1/8 of the image; ``dift0`` to ``dift3`` are where the decoder's levels end. Nothing
+after the last one asked for is computed, and nothing of the image decoder at all.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch import Tensor
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.unet import read_taps, tap_name
 from vision3d.errors import InputError
+from vision3d.pipelines.sd_dino.options import STRIDES
 
 TILE = 512
-STRIDES = {"s5": 64, "s4": 32, "s3": 16, "s2": 8}
-"""Image pixels per cell."""
 LEVELS = {"s5": 0, "s4": 1, "s3": 2, "s2": 3}
 """Decoder level at whose end the tap lies."""
 TapMode = Literal["decoder", "concat", "encoder", "resblock"]
@@ -93,6 +92,8 @@ def noised(latents: Tensor, noise: Tensor, t: int) -> tuple[Tensor, int]:
 def tap_modes(unet: UNet2DConditionModel, names: Sequence[str], mode: TapMode) -> dict[str, str]:
     """For each of ``s5`` … ``s2``, the intermediate that a tap mode reads (names of :mod:`vision3d.backbone.unet`).
 
+    ``dift0`` … ``dift3`` are read by ``decoder`` alone.
+
     ``decoder``: what enters the last block of a level, before the skip is concatenated (the method's default).
     ``concat``: after it; ``encoder``: only the skip; ``resblock``: that block's output (from which
     :func:`read_features` subtracts the shortcut).
@@ -107,6 +108,9 @@ def tap_modes(unet: UNet2DConditionModel, names: Sequence[str], mode: TapMode) -
         raise InputError(f"no tap {unknown[0]!r}", f"choose from {', '.join(STRIDES)}")
     if mode == "decoder":
         return {name: tap_name(unet, name) for name in names}
+    unknown = [name for name in names if name not in LEVELS]
+    if unknown:
+        raise InputError(f"tap {unknown[0]!r} in mode {mode!r}", f"choose from {', '.join(LEVELS)}")
     per_level = len(unet.up_blocks[0].resnets)
     last = per_level - 1
     skips = per_level * len(unet.up_blocks) - 1

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from vision3d.prediction import Provenance
 
 CONFIG = "sddino.json"
-Features = Literal["sd+dino", "sd", "dino"]
+STRIDES = {"s5": 64, "s4": 32, "s3": 16, "s2": 8, "dift0": 32, "dift1": 16, "dift2": 8, "dift3": 8}
+"""Image pixels per cell of Stable Diffusion's layers."""
+Features = Literal["sd+dino", "sd", "dino", "dift", "clean", "clean+dino"]
 Conditioning = Literal["auto", "empty", "text", "implicit"]
 MetricName = Literal["auto", "l2", "cosine", "l1", "l2_norm", "l1_norm", "plus", "plus_norm"]
-Projection = Literal["exact", "lowrank", "dataset", "none"]
+Projection = Literal["auto", "exact", "lowrank", "dataset", "none"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class SDDinoConfig:
         sd_size: side of the canvas for Stable Diffusion, a multiple of 64.
         tile: side of the tiles it is cut into; None for one pass.
         timestep: of the noise; negative for none.
-        taps: layers, any of s5, s4, s3, s2.
+        noises: draws of the noise whose features are averaged.
+        taps: layers, any of s5, s4, s3, s2, and dift0 to dift3, where a level of the decoder ends.
         dims: directions kept of each layer, by name.
         layer_weights: of each layer, by name.
         dino_size: side of the canvas for DINO.
@@ -47,6 +50,7 @@ class SDDinoConfig:
     sd_size: int = 960
     tile: int | None = 512
     timestep: int = 100
+    noises: int = 1
     taps: tuple[str, ...] = ("s5", "s4", "s3")
     dims: Mapping[str, int] = field(default_factory=lambda: {"s5": 256, "s4": 256, "s3": 256, "s2": 256})
     layer_weights: Mapping[str, float] = field(default_factory=dict)
@@ -67,15 +71,16 @@ class SDDinoConfig:
         Raises:
             InputError: naming the value.
         """
-        strides = {"s5": 64, "s4": 32, "s3": 16, "s2": 8}
         if self.sd_size < 64 or self.sd_size % 64:
             raise InputError(f"canvas of {self.sd_size} pixels for Stable Diffusion", "use a multiple of 64")
         if self.tile is not None and (self.tile < 64 or self.tile % 64):
             raise InputError(f"tile {self.tile}", "use a multiple of 64, 512 as published, or none")
-        if not self.taps or set(self.taps) - set(strides):
-            raise InputError(f"layers {list(self.taps)}", f"choose from {', '.join(strides)}")
+        if not self.taps or set(self.taps) - set(STRIDES):
+            raise InputError(f"layers {list(self.taps)}", f"choose from {', '.join(STRIDES)}")
         if not -1 <= self.timestep < 1000:
             raise InputError(f"timestep {self.timestep}", "use -1 (no noise) to 999")
+        if self.noises < 1:
+            raise InputError(f"{self.noises} draws of the noise", "use 1 or more")
         if self.dino_facet not in ("token", "query", "key", "value"):
             raise InputError(f"facet {self.dino_facet!r}", "choose token, query, key or value")
         if self.text_layer not in ("auto", "last", "penultimate"):
@@ -98,6 +103,18 @@ class SDDinoConfig:
             return cls(dino_layer={24: 23, 40: 39}.get(depth, depth - 1))
         size, stride = (224, 4) if alone else (480, 8)
         return cls(dino_size=size, dino_stride=stride, dino_layer=min(9, depth - 1), dino_facet="key")
+
+    def reading(self, features: Features) -> SDDinoConfig:
+        """The settings by which features of another kind are read.
+
+        ``dift``: the end of the decoder's second level at step 261, mean over eight noises, in one pass over a canvas
+        of at most 768 pixels (Tang et al., "Emergent Correspondence from Image Diffusion", 2023). ``clean``: no noise,
+        as a UNet wants it that was tuned for that (Stracke et al., "CleanDIFT", 2024).
+        """
+        if features == "dift":
+            size = min(self.sd_size, 768)
+            return replace(self, taps=("dift1",), timestep=261, noises=8, tile=None, sd_size=size)
+        return replace(self, timestep=-1) if features in ("clean", "clean+dino") else self
 
     def changed(self, **values: Any) -> SDDinoConfig:
         """A copy with those values that are not None."""
@@ -139,16 +156,19 @@ class MatchOptions:
     """Settings of one run.
 
     Attributes:
-        features: of both networks or of one.
+        features: of both networks or of one; ``dift``, ``clean`` and ``clean+dino`` read Stable Diffusion in other
+            ways, see :meth:`SDDinoConfig.reading`.
         conditioning: of Stable Diffusion: ``empty`` prompt, ``text``, ``implicit`` captioner; ``auto`` takes the text
             if there is one, else the captioner if its weights were given, else the empty prompt.
         prompt: for ``text``.
         metric: how descriptors are compared; ``auto`` is l2 for both networks and cosine for one.
         projection: of the layers: ``exact`` PCA of the pair, ``lowrank`` (the published randomised one), one basis for
-            the whole ``dataset``, ``none``.
+            the whole ``dataset``, ``none``; ``auto`` is exact, but none for ``dift``, as published.
         seed: of the randomised projection.
         subcell: places between cells instead of at their middles.
         padding: let points match into the canvas' padding, as published.
+        flip: try the first image's mirror image, too, and keep what fits the second one better, as things that face
+            different ways have left and right confused (Zhang et al., "Telling Left from Right", 2024).
         weigh_after: weigh the layers after the norm and the halves not at all, as the published evaluation on TSS does.
         dense: also flow both ways.
         max_matches: chosen matches when no points are asked for.
@@ -160,10 +180,11 @@ class MatchOptions:
     conditioning: Conditioning = "auto"
     prompt: str | None = None
     metric: MetricName = "auto"
-    projection: Projection = "exact"
+    projection: Projection = "auto"
     seed: int = 0
     subcell: bool = True
     padding: bool = False
+    flip: bool = False
     weigh_after: bool = False
     dense: bool = False
     max_matches: int = 500
@@ -193,9 +214,26 @@ class MatchOptions:
             raise InputError(f"min_confidence {self.min_confidence}", "give a number from 0 to 1")
 
     @property
+    def uses_sd(self) -> bool:
+        """Whether Stable Diffusion is read."""
+        return self.features != "dino"
+
+    @property
+    def uses_dino(self) -> bool:
+        """Whether DINO is read."""
+        return self.features in ("sd+dino", "dino", "clean+dino")
+
+    @property
     def resolved_metric(self) -> str:
         """The metric that ``auto`` stands for."""
-        return self.metric if self.metric != "auto" else "l2" if self.features == "sd+dino" else "cosine"
+        return self.metric if self.metric != "auto" else "l2" if self.uses_sd and self.uses_dino else "cosine"
+
+    @property
+    def resolved_projection(self) -> str:
+        """The projection that ``auto`` stands for."""
+        return (
+            self.projection if self.projection != "auto" else "none" if self.features == "dift" else "exact"
+        )
 
     def provenance(
         self, weights: str, weights_sha256: str | None, config: SDDinoConfig | None = None, **more: Any
@@ -207,5 +245,5 @@ class MatchOptions:
         seed = settings.pop("seed")
         seed = seed if self.projection == "lowrank" else None
         if config is not None:
-            settings["config"] = config.to_dict()
+            settings["config"] = config.reading(self.features).to_dict()
         return Provenance("SD+DINO", weights, weights_sha256, settings, seed)

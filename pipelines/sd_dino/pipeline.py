@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from vision3d.pipelines.sd_dino.swap import SwapResult
 
 
+Masks = tuple[np.ndarray | None, np.ndarray | None]
+
+
 @dataclass(eq=False)
 class ImageFeatures:
     """What one image costs once.
@@ -193,6 +196,7 @@ class SDDino:
         pretrained_model_name_or_path: str | Path | None = None,
         *,
         sd: str | Path | None = None,
+        unet: str | Path | None = None,
         dino: str | Path | None = None,
         captioner: str | Path | None = None,
         clip: str | Path | None = None,
@@ -212,6 +216,7 @@ class SDDino:
                 embedded ones.
             sd: Stable Diffusion, instead of what the first argument says; without that one, no weights but ``sd`` and
                 ``dino`` are loaded.
+            unet: UNet file or folder instead of Stable Diffusion's own, such as CleanDIFT's for ``clean`` features.
             dino: DINO file or folder (v1, v2; v3 from a folder of transformers), or a pulled name such as
                 ``dinov2-vitb14`` or ``dino-vits8``, instead of what the first argument says.
             captioner: ODISE's checkpoint or its captioner tensors (CC BY-NC-SA 4.0), for implicit captions.
@@ -229,11 +234,11 @@ class SDDino:
             InputError: settings that cannot work.
         """
         plan = LoadingPlan.of(
-            pretrained_model_name_or_path, sd=sd, dino=dino, captioner=captioner, clip=clip, features=features,
-            settings=settings,
+            pretrained_model_name_or_path, sd=sd, unet=unet, dino=dino, captioner=captioner, clip=clip,
+            features=features, settings=settings,
         )  # fmt: skip
         backbone = Backbone.from_pretrained(
-            plan.sd, plan.dino, device=device, dtype=torch_dtype, memory=memory
+            plan.sd, plan.dino, unet=plan.unet, device=device, dtype=torch_dtype, memory=memory
         )
         caption = None if plan.captioner is None else ImplicitCaptioner.from_file(plan.captioner)
         tower = None if plan.clip is None else load_clip_vision(plan.clip)
@@ -291,12 +296,15 @@ class SDDino:
 
     # ------------------------------------------------------------------ one image
 
-    def encode(self, image: Source | Photo, options: MatchOptions | None = None) -> ImageFeatures:
+    def encode(
+        self, image: Source | Photo, options: MatchOptions | None = None, *, mirrored: bool = False
+    ) -> ImageFeatures:
         """The features of an image, from the cache if it was seen before.
 
         Args:
             image: path, Pillow image, array, tensor or Photo.
             options: which networks, and the conditioning.
+            mirrored: show the networks the mirror image; each place still has its own features.
 
         Raises:
             InputError: not an image.
@@ -304,12 +312,12 @@ class SDDino:
         """
         options = options or MatchOptions()
         photo = load_photo(image)
-        taps = self._sd_taps(photo, options) if options.features != "dino" else {}
-        tokens = self._dino_tokens(photo) if options.features != "sd" else None
+        taps = self._sd_taps(photo, options, mirrored) if options.uses_sd else {}
+        tokens = self._dino_tokens(photo, mirrored) if options.uses_dino else None
         return ImageFeatures(photo, taps, tokens)
 
-    def _sd_taps(self, photo: Photo, options: MatchOptions) -> dict[str, Tensor]:
-        config = self.config
+    def _sd_taps(self, photo: Photo, options: MatchOptions, mirrored: bool) -> dict[str, Tensor]:
+        config = self.config.reading(options.features)
         sd = self.backbone.sd
         if sd is None or sd.unet is None or sd.vae is None:
             raise ResourceError("Stable Diffusion is not loaded", "give it, or match with --features dino")
@@ -317,15 +325,21 @@ class SDDino:
         condition, states, kind = self._condition(options)
         key = FeatureKey(
             image=photo.sha256,
-            canvas=f"square {config.sd_size} lanczos {'edge' if config.edge else 'black'}, tile {config.tile}",
+            canvas=f"square {config.sd_size} lanczos {'edge' if config.edge else 'black'}, tile {config.tile}"
+            f"{', mirrored' if mirrored else ''}",
             model=f"{identity(sd.unet)} {identity(sd.vae)}",
             taps=config.taps,
             timestep=config.timestep,
             condition=condition,
-            noise="fixed42" if config.timestep >= 0 else "",
+            noise=""
+            if config.timestep < 0
+            else f"fixed42{f' x{config.noises}' if config.noises > 1 else ''}",
             dtype=str(sd.unet.dtype),
         )
-        compute: Callable[[], Mapping[str, Tensor]] = lambda: self._compute_taps(photo, states, kind)  # noqa: E731
+
+        def compute() -> Mapping[str, Tensor]:
+            return self._compute_taps(photo, config, states, kind, mirrored)
+
         captioning = () if self.clip is None or kind == "empty" else (self.clip,)
         return self._cached(key, compute, (sd.unet, sd.vae, *captioning))
 
@@ -377,17 +391,20 @@ class SDDino:
         return "penultimate" if sd is not None and sd.family == "sd2" else "last"
 
     @torch.no_grad()
-    def _compute_taps(self, photo: Photo, states: Tensor, kind: str) -> dict[str, Tensor]:
+    def _compute_taps(
+        self, photo: Photo, config: SDDinoConfig, states: Tensor, kind: str, mirrored: bool
+    ) -> dict[str, Tensor]:
         """Four tiles: encode, noise, read; averaged where they overlap."""
-        config, device = self.config, self.device
-        canvas = square(photo.rgb8, config.sd_size, edge=config.edge)
+        device = self.device
+        canvas = _canvas(photo, config.sd_size, config.edge, mirrored)
         image = torch.from_numpy(canvas).to(device).permute(2, 0, 1).float() / 255
         boxes = tile_boxes(config.sd_size, config.sd_size, config.tile)
         tiles = cut_tiles(image, boxes)
         parts: dict[str, list[Tensor]] = {}
         latents = torch.cat([self.backbone.encode(part) for part in tiles.split(self.batch_size)])
         cells = (latents.shape[-2], latents.shape[-1])
-        noise = fixed_noise(cells, channels=latents.shape[1]).to(latents)
+        draws = range(config.noises if config.timestep >= 0 else 1)
+        noises = [fixed_noise(cells, 42 + i, latents.shape[1]).to(latents) for i in draws]
         context, time_add = states.expand(len(tiles), -1, -1), None
         if self.captioner is not None and self.clip is not None and kind != "empty":
             embeddings = torch.cat([embed_images(self.clip, p) for p in tiles.split(self.batch_size)]).float()
@@ -396,32 +413,44 @@ class SDDino:
                 context = self.captioner.context(embeddings, states.float())
         with self.backbone.running("unet") as unet:
             for rows in torch.arange(len(tiles)).split(self.batch_size):
-                noisy, step = noised(latents[rows], noise, config.timestep)
                 added = None if time_add is None else time_add[rows]
-                found = read_features(unet, noisy, step, context[rows].to(noisy), config.taps, time_add=added)
-                for name, value in found.items():
-                    parts.setdefault(name, []).append(value)
+                drawn = []
+                for noise in noises:
+                    noisy, step = noised(latents[rows], noise, config.timestep)
+                    states_of = context[rows].to(noisy)
+                    drawn.append(read_features(unet, noisy, step, states_of, config.taps, time_add=added))
+                for name in config.taps:
+                    parts.setdefault(name, []).append(torch.stack([found[name] for found in drawn]).mean(0))
         size = config.sd_size
         return {
-            name: average_tiles(torch.cat(values), boxes, feature_size(size, size, name), STRIDES[name])
+            name: _back(
+                average_tiles(torch.cat(values), boxes, feature_size(size, size, name), STRIDES[name]),
+                mirrored,
+            )
             for name, values in parts.items()
         }
 
-    def _dino_tokens(self, photo: Photo) -> Tensor:
+    def _dino_tokens(self, photo: Photo, mirrored: bool) -> Tensor:
         config, network = self.config, self.backbone.dino_network
         if network is None:
             raise ResourceError("DINO is not loaded", "give it, or match with --features sd")
+        rest = (config.dino_size - network.config.patch) % (config.dino_stride or network.config.patch)
+        if mirrored and rest:
+            raise InputError(
+                f"a mirror image where {rest} pixels of DINO's canvas are left over",
+                "use another --dino-size",
+            )
         key = FeatureKey(
             image=photo.sha256,
             canvas=f"square {config.dino_size} lanczos {'edge' if config.edge else 'black'}, "
-            f"stride {config.dino_stride}",
+            f"stride {config.dino_stride}{', mirrored' if mirrored else ''}",
             model=f"{identity(network)} {network.interpolation}",
             taps=(f"{config.dino_facet} {config.dino_layer}{' normed' if config.dino_norm else ''}",),
             dtype=str(network.dtype),
         )
 
         def compute() -> dict[str, Tensor]:
-            canvas = square(photo.rgb8, config.dino_size, edge=config.edge)
+            canvas = _canvas(photo, config.dino_size, config.edge, mirrored)
             image = torch.from_numpy(canvas).permute(2, 0, 1)[None].float() / 255
             tokens = self.backbone.dino(
                 image,
@@ -430,17 +459,18 @@ class SDDino:
                 norm=config.dino_norm,
                 stride=config.dino_stride,
             )
-            return {"tokens": tokens.map[0]}
+            return {"tokens": _back(tokens.map[0], mirrored)}
 
         return self._cached(key, compute, (network,))["tokens"]
 
-    def grid(self, size: tuple[int, int]) -> CellGrid:
+    def grid(self, size: tuple[int, int], options: MatchOptions | None = None) -> CellGrid:
         """The cells by which an image (height, width) is compared: DINO's, or the finest layer's without DINO."""
         network, config = self.backbone.dino_network, self.config
         if network is not None:
             side, patch = config.dino_size, network.config.patch
             shape = network.grid_of(side, side, config.dino_stride)
             return CellGrid(Canvas(*size, side), shape, config.dino_stride or patch, patch / 2)
+        config = config.reading((options or MatchOptions()).features)
         finest = by_grid(config.taps)[-1]
         side, step = config.sd_size, STRIDES[finest]
         return CellGrid(Canvas(*size, side), feature_size(side, side, finest), step, step / 2)
@@ -454,27 +484,31 @@ class SDDino:
         """Comparable descriptors of two images: the common projection, weights, norms, fusion."""
         options = options or MatchOptions()
         options.check()
-        if options.projection == "dataset":
+        projection: Any = options.resolved_projection
+        if projection == "dataset":
             raise InputError("a projection for a data set needs its images", "use SDDino.common_basis")
         layers: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        if options.features != "dino":
+        if options.uses_sd:
             taps = [{n: f.sd[n].to(self.device).float() for n in by_grid(f.sd)} for f in (first, second)]
-            if options.projection == "none":
+            if projection == "none":
                 layers = taps[0], taps[1]
             else:
                 dims = {name: self.config.dims.get(name, 256) for name in taps[0]}
-                with torch.random.fork_rng(devices=[], enabled=options.projection == "lowrank"):
-                    if options.projection == "lowrank":
+                with torch.random.fork_rng(devices=[], enabled=projection == "lowrank"):
+                    if projection == "lowrank":
                         torch.manual_seed(options.seed)
-                    layers = co_pca(taps[0], taps[1], dims, options.projection)
+                    layers = co_pca(taps[0], taps[1], dims, projection)
         return tuple(  # type: ignore[return-value]
             self._descriptors(image, layer, options)
             for image, layer in zip((first, second), layers, strict=True)
         )
 
-    def common_basis(self, images: Iterable[ImageFeatures]) -> dict[str, tuple[Tensor, Tensor]]:
+    def common_basis(
+        self, images: Iterable[ImageFeatures], options: MatchOptions | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """One basis per layer for many images; see :class:`vision3d.pipelines.sd_dino.pca.DatasetPCA`."""
-        sums = DatasetPCA({name: self.config.dims.get(name, 256) for name in by_grid(self.config.taps)})
+        config = self.config.reading((options or MatchOptions()).features)
+        sums = DatasetPCA({name: config.dims.get(name, 256) for name in by_grid(config.taps)})
         for image in images:
             sums.update(image.sd)
         return sums.fit()
@@ -494,11 +528,11 @@ class SDDino:
     def _descriptors(
         self, image: ImageFeatures, layers: Mapping[str, Tensor], options: MatchOptions
     ) -> Descriptors:
-        config, grid = self.config, self.grid(image.size)
+        config, grid = self.config, self.grid(image.size, options)
         sd = dino = None
         lengths: list[int] = []
         weights: list[float] = []
-        if options.features != "dino":
+        if options.uses_sd:
             stacked = stack_layers(layers)
             if grid.step * grid.shape[0] == grid.canvas.side:
                 stacked = resize_map(stacked, grid.shape)
@@ -509,7 +543,7 @@ class SDDino:
             names = by_grid(layers)[::-1]  # channels run from the finest to the coarsest
             lengths = [layers[name].shape[0] for name in names]
             weights = [config.layer_weights.get(name, 1.0) for name in names]
-        if options.features != "sd" and image.dino is not None:
+        if options.uses_dino and image.dino is not None:
             tokens = image.dino.to(self.device).float()
             if config.log_bins:
                 tokens = log_bins(tokens[None])[0]
@@ -551,10 +585,55 @@ class SDDino:
         options = options or MatchOptions(**settings)
         options.check()
         a, b = self._features(first, options), self._features(second, options)
-        descriptors = self.describe(a, b, options)
-        return self.match_described(a.photo, b.photo, descriptors, points, masks=masks, options=options)
+        descriptors, mirrored = self.describe_posed(a, b, options, masks)
+        return self.match_described(
+            a.photo, b.photo, descriptors, points, masks=masks, options=options, mirrored=mirrored
+        )
 
     __call__ = match
+
+    def describe_posed(
+        self,
+        first: ImageFeatures,
+        second: ImageFeatures,
+        options: MatchOptions,
+        masks: Masks = (None, None),
+    ) -> tuple[tuple[Descriptors, Descriptors], bool]:
+        """As :meth:`describe`, with ``flip`` of the better pose; and whether the first image is mirrored in it."""
+        pairs = [self.describe(first, second, options)]
+        if options.flip:
+            other = self.encode(first.photo, options, mirrored=True)
+            pairs.append(self.describe(other, second, options))
+        return self.better_pose(pairs, masks, options)
+
+    @torch.no_grad()
+    def better_pose(
+        self,
+        pairs: Sequence[tuple[Descriptors, Descriptors]],
+        masks: Masks = (None, None),
+        options: MatchOptions | None = None,
+    ) -> tuple[tuple[Descriptors, Descriptors], bool]:
+        """Of the descriptors of two images as they are, and with the first one mirrored, the pair that fits better.
+
+        The better one has the greater mean similarity, over the first object's cells, to their nearest cells in the
+        second ("instance matching distance" of Telling Left from Right); without masks, over the whole image.
+
+        Args:
+            pairs: one pair, which is kept, or two.
+            masks: (H, W) of the objects, as for :meth:`match`.
+            options: settings of the run.
+
+        Returns:
+            The pair, and whether it is the second.
+        """
+        if len(pairs) == 1:
+            return pairs[0], False
+        metric: Any = (options or MatchOptions()).resolved_metric
+        scores = []
+        for a, b in pairs:
+            here, there = (_cell_mask(d, m, self.device) for d, m in zip((a, b), masks, strict=True))
+            scores.append(matching.likeness(a.cells[here], b.cells, metric, a.halves, there))
+        return pairs[int(scores[1] > scores[0])], scores[1] > scores[0]
 
     def _features(self, image: Any, options: MatchOptions) -> ImageFeatures:
         return image if isinstance(image, ImageFeatures) else self.encode(image, options)
@@ -569,8 +648,9 @@ class SDDino:
         *,
         masks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
         options: MatchOptions | None = None,
+        mirrored: bool = False,
     ) -> Matches:
-        """As :meth:`match`, from descriptors."""
+        """As :meth:`match`, from descriptors; ``mirrored`` says of which kind those of the first image are."""
         options = options or MatchOptions()
         a, b = descriptors
         inside = tuple(_cell_mask(d, mask, self.device) for d, mask in zip(descriptors, masks, strict=True))
@@ -583,6 +663,7 @@ class SDDino:
             "size_b": b.size,
             "photo": first,
             "photo_b": second,
+            "mirrored": mirrored,
             "provenance": provenance,
         }
         chosen: np.ndarray | None = None
@@ -736,7 +817,7 @@ class SDDino:
             _checked_mask(mask, image.size, name)
             for mask, image, name in zip(masks, (a, b), ("the first", "the second"), strict=True)
         )
-        pair = self.describe(a, b, options)
+        pair, _ = self.describe_posed(a, b, options, (solid[0], solid[1]))
         if published:
             side = resolution
             maps = [d.map for d in pair]
@@ -792,6 +873,17 @@ class SDDino:
 
     def __repr__(self) -> str:
         return f"SDDino ({self.weights_name}): {self.backbone!r}; {self.grid((1, 1)).shape[0]} cells along a side"
+
+
+def _canvas(photo: Photo, side: int, edge: bool, mirrored: bool) -> np.ndarray:
+    """The square (side, side, 3) uint8 that a network sees."""
+    canvas = square(photo.rgb8, side, edge=edge)
+    return np.ascontiguousarray(canvas[:, ::-1]) if mirrored else canvas
+
+
+def _back(features: Tensor, mirrored: bool) -> Tensor:
+    """Features ``(C, h, w)`` of a mirror image, each at its own place."""
+    return features.flip(-1) if mirrored else features
 
 
 def _kept(
@@ -876,13 +968,14 @@ class LoadingPlan:
     """What would be loaded; made without reading weights.
 
     Attributes:
-        sd, dino, captioner, clip: files or folders, or None.
+        sd, unet, dino, captioner, clip: files or folders, or None.
         config: sizes and places.
         name: of the weights, for results.
         sha256: checksum of the files.
     """
 
     sd: Path | None
+    unet: Path | None
     dino: Path | None
     captioner: Path | None
     clip: Path | None
@@ -896,6 +989,7 @@ class LoadingPlan:
         source: str | Path | None = None,
         *,
         sd: str | Path | None = None,
+        unet: str | Path | None = None,
         dino: str | Path | None = None,
         captioner: str | Path | None = None,
         clip: str | Path | None = None,
@@ -939,14 +1033,24 @@ class LoadingPlan:
             )
         config = replace(config, **dict(settings or {}))
         config.check()
+        unet_path = _named(unet, names) if unet is not None else None
+        if unet_path is not None and sd_path is None:
+            raise InputError("a UNet without Stable Diffusion", "give both, or leave it out")
         captioner_path = _named(captioner, names) if captioner is not None else None
         clip_path = _named(clip, names) if clip is not None else None
         digest = hashlib.sha256()
-        captioning = [place for place in (captioner_path, clip_path) if place is not None]
-        for place in (sd_path, dino_path, *captioning):
+        others = [place for place in (unet_path, captioner_path, clip_path) if place is not None]
+        for place in (sd_path, dino_path, *others):
             digest.update(b"-" if place is None else loading.fingerprint(place).encode())
         return cls(
-            sd_path, dino_path, captioner_path, clip_path, config, " + ".join(names), digest.hexdigest()
+            sd_path,
+            unet_path,
+            dino_path,
+            captioner_path,
+            clip_path,
+            config,
+            " + ".join(names),
+            digest.hexdigest(),
         )
 
 

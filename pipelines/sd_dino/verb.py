@@ -39,6 +39,7 @@ class Networks:
     Attributes:
         weights: "mini" (the embedded ones), a pulled name, a Stable Diffusion file or folder, or a folder of SD+DINO;
             by default the official ones if they were pulled, else the embedded ones.
+        unet: UNet file or folder instead of that of the weights, such as CleanDIFT's for --features clean.
         dino: DINO file, folder (also DINOv3's) or pulled name (dinov2-vitb14, dino-vits8, ...) instead of the weights'
             own.
         captioner: ODISE's checkpoint (CC BY-NC-SA 4.0), for implicit captions.
@@ -53,6 +54,7 @@ class Networks:
     """
 
     weights: str | None = None
+    unet: str | None = None
     dino: str | None = None
     captioner: str | None = None
     clip: str | None = None
@@ -74,7 +76,7 @@ class Networks:
         from vision3d.pipelines.sd_dino.pipeline import LoadingPlan
 
         return LoadingPlan.of(
-            self.weights, dino=self.dino, captioner=self.captioner, clip=self.clip, features=features,
+            self.weights, unet=self.unet, dino=self.dino, captioner=self.captioner, clip=self.clip, features=features,
             settings=self.settings(),
         )  # fmt: skip
 
@@ -93,6 +95,7 @@ class Networks:
         cache: Any = True if self.cache else FeatureCache(temporary) if temporary is not None else False
         return SDDino.from_pretrained(
             self.weights,
+            unet=self.unet,
             dino=self.dino,
             captioner=self.captioner,
             clip=self.clip,
@@ -120,8 +123,9 @@ def match(
     conditioning: Conditioning = "auto",
     prompt: str | None = None,
     metric: MetricName = "auto",
-    projection: Projection = "exact",
+    projection: Projection = "auto",
     subcell: bool = True,
+    flip: bool = False,
     max_matches: int = 500,
     min_confidence: float = 0.0,
     descriptors: Literal["auto", "keep", "drop"] = "auto",
@@ -149,12 +153,15 @@ def match(
         geometric: match views of the same scene instead, with this network.
         geometric_weights: its weights: file or folder, or name on the Hugging Face hub.
         rank: also rank the images of B by how well they match each of A: OUT/ranking.csv.
-        features: of Stable Diffusion and DINO, or of one.
+        features: of Stable Diffusion and DINO, or of one; dift reads Stable Diffusion as DIFT does, clean without
+            noise, for a UNet that was tuned for it (CleanDIFT).
         conditioning: of Stable Diffusion: empty prompt, text, or implicit captions.
         prompt: caption for --conditioning text, such as "a photo of a cat".
         metric: how descriptors are compared.
-        projection: PCA of each pair, exact or randomised as published; of the whole data set; or none.
+        projection: PCA of each pair, exact or randomised as published; of the whole data set; or none. auto is exact,
+            and none for dift.
         subcell: places between cells instead of at their middles.
+        flip: try A's mirror image, too, and keep what fits B better, for things that face different ways.
         max_matches: at most so many matches where no points are given.
         min_confidence: of the matches where no points are given.
         descriptors: keep them, from which the viewer tells where any point goes (descriptors.npz, up to 22 MB for a
@@ -177,12 +184,13 @@ def match(
     masks = _masks(mask_a, mask_b)
     options = MatchOptions(
         features=features, conditioning=conditioning, prompt=prompt, metric=metric, projection=projection,
-        seed=seed, subcell=subcell, dense=dense, max_matches=max_matches, min_confidence=min_confidence,
+        seed=seed, subcell=subcell, flip=flip, dense=dense, max_matches=max_matches, min_confidence=min_confidence,
         descriptors=descriptors == "keep" or (descriptors == "auto" and len(jobs) == 1 and geometric is None),
     )  # fmt: skip
     options.check()
-    if geometric is not None and options.descriptors:
-        raise InputError("--descriptors keep with --geometric", "leave one of the two out")
+    if geometric is not None and (options.descriptors or flip):
+        asked_for = "--flip" if flip else "--descriptors keep"
+        raise InputError(f"{asked_for} with --geometric", "leave one of the two out")
     more = {
         "points": None if asked is None else asked.tolist(),
         "masks": [None if m is None else _digest(m) for m in masks],
@@ -248,7 +256,7 @@ class SemanticPairs(Matcher):
         import tempfile
 
         self.net, self.options, self.masks, self.points, self.sets = net, options, masks, points, sets
-        self._common = options.projection == "dataset" and options.features != "dino"
+        self._common = options.projection == "dataset" and options.uses_sd
         if self._common:
             more = {**more, "images": photographs_digest(r for s in sets for r in s.refs.values())}
         self._provenance = net.provenance(options, net.plan(options.features), **more)
@@ -270,9 +278,9 @@ class SemanticPairs(Matcher):
         if self._pipeline is None:
             temporary = Path(self._folder.name) if self._folder is not None else None
             pipeline = self.net.load(self.options.features, temporary)
-            self.features = Kept(lambda key: pipeline.encode(self._photo(key), self.options).half(), MEMORY)
+            self.features = Kept(lambda key: self._encode(pipeline, key).half(), MEMORY)
             if self._common:
-                self._bases = pipeline.common_basis(self._readable())
+                self._bases = pipeline.common_basis(self._readable(), self.options)
             self._pipeline = pipeline
         return self._pipeline
 
@@ -285,22 +293,28 @@ class SemanticPairs(Matcher):
             with suppress(InputError):
                 yield self.features(key)
 
-    def _photo(self, key: str) -> Photo:
+    def _encode(self, pipeline: SDDino, key: str) -> ImageFeatures:
         which, _, name = key.partition(" ")
-        return self.sets[int(which)].photo(name)
+        photo = self.sets[int(which.removeprefix("-"))].photo(name)
+        return pipeline.encode(photo, self.options, mirrored=which.startswith("-"))
 
     def __call__(self, job: PairJob, first: Photo, second: Photo) -> Matches:
         """See :class:`Matcher`."""
         pipeline = self._load()
-        a, b = self.features(f"0 {job.first}"), self.features(f"1 {job.second}")
-        if self.options.projection == "dataset":
-            bases = self._bases or {}
-            pair = tuple(pipeline.describe_in(f, bases, self.options) for f in (a, b))
-        else:
-            pair = pipeline.describe(a, b, self.options)
+        b = self.features(f"1 {job.second}")
+        pairs = []
+        for key in ("0", "-0") if self.options.flip else ("0",):  # -0: mirrored
+            a = self.features(f"{key} {job.first}")
+            if self.options.projection == "dataset":
+                bases = self._bases or {}
+                one, other = (pipeline.describe_in(f, bases, self.options) for f in (a, b))
+                pairs.append((one, other))
+            else:
+                pairs.append(pipeline.describe(a, b, self.options))
+        pair, mirrored = pipeline.better_pose(pairs, self.masks, self.options)
         found = pipeline.match_described(
-            first, second, pair, self.points, masks=self.masks, options=self.options  # type: ignore[arg-type]
-        )  # fmt: skip
+            first, second, pair, self.points, masks=self.masks, options=self.options, mirrored=mirrored
+        )
         found.provenance = self._provenance
         return found
 
@@ -366,7 +380,8 @@ def swap(
     features: Features = "sd+dino",
     conditioning: Conditioning = "auto",
     prompt: str | None = None,
-    projection: Projection = "exact",
+    projection: Projection = "auto",
+    flip: bool = False,
     seed: int = 0,
     click: bool = False,
     host: str = "127.0.0.1",
@@ -392,10 +407,11 @@ def swap(
         refine_steps: denoising steps of the whole schedule.
         published: take the nearest cell's colour as the published script does, instead of a smooth place.
         resolution: cells along a side for --published.
-        features: of Stable Diffusion and DINO, or of one.
+        features: of Stable Diffusion and DINO, or of one, or read in other ways, as for match.
         conditioning: of Stable Diffusion: empty prompt, text, or implicit captions.
         prompt: caption for --conditioning text.
         projection: PCA of the pair, exact or randomised as published, or none.
+        flip: try A's mirror image, too, and keep what fits B better, for things that face different ways.
         seed: of refinement and randomised projection.
         click: mark those objects in the browser whose mask is auto.
         host: address to listen on for --click; only this machine can connect to the default.
@@ -418,9 +434,14 @@ def swap(
     if not 8 <= resolution <= 1024:
         raise InputError(f"resolution {resolution}", "give 8 to 1024 cells")
     if projection == "dataset":
-        raise InputError("projection 'dataset' for one pair", "choose exact, lowrank or none")
+        raise InputError("projection 'dataset' for one pair", "choose auto, exact, lowrank or none")
     options = MatchOptions(
-        features=features, conditioning=conditioning, prompt=prompt, projection=projection, seed=seed
+        features=features,
+        conditioning=conditioning,
+        prompt=prompt,
+        projection=projection,
+        flip=flip,
+        seed=seed,
     )
     options.check()
     jobs = pair_jobs(*sets)

@@ -106,7 +106,7 @@ def propagate_labels(
                 raise InputError(
                     f"labels of shape {labels.shape} for a frame of {features.size}", "use one size"
                 )
-            bases = pipeline.common_basis([features]) if features.sd else {}
+            bases = pipeline.common_basis([features], options) if features.sd else {}
         described = pipeline.describe_in(features, bases, options)
         cells = F.normalize(described.cells, dim=-1)
         if first is None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from scipy.spatial.distance import cdist
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, DINOv3ViTConfig, DINOv3ViTModel
 
 from vision3d.backbone.backbone import Backbone
 from vision3d.backbone.featurecache import FeatureCache
 from vision3d.errors import InputError, WeightsError
+from vision3d.matches import Matches
 from vision3d.pipelines.sd_dino import SDDino, matching, swap
 from vision3d.pipelines.sd_dino.canvas import Canvas, CellGrid, square
 from vision3d.pipelines.sd_dino.captioner import ImplicitCaptioner
@@ -24,6 +26,7 @@ from vision3d.pipelines.sd_dino.fusion import Metric, fuse, similarity
 from vision3d.pipelines.sd_dino.options import MatchOptions, SDDinoConfig
 from vision3d.pipelines.sd_dino.pca import DatasetPCA, co_pca, principal_axes, project, stack_layers
 from vision3d.pipelines.sd_dino.pipeline import LoadingPlan
+from vision3d.weights import MINI
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -571,3 +574,95 @@ def test_retrieval_puts_the_image_itself_first(pipeline: SDDino, picture: np.nda
         and best.point is not None
         and np.hypot(best.point[0] - 60, best.point[1] - 30) < 8
     )
+
+
+# Other ways to read Stable Diffusion, and the mirror image -----------------------------------------------------------
+
+
+def test_dift_is_the_mean_of_noisy_passes_to_the_second_level(pipeline: SDDino, picture: np.ndarray) -> None:
+    options = MatchOptions(features="dift")
+    found = pipeline.encode(picture, options)
+    backbone = pipeline.backbone
+    image = torch.from_numpy(square(picture, 128)).permute(2, 0, 1)[None].float() / 255
+    latents = backbone.encode(image)
+    expected = backbone.features(latents, 261, backbone.text(""), taps=("dift1",), ensemble=8)["dift1"]
+    assert set(found.sd) == {"dift1"} and found.dino is None
+    torch.testing.assert_close(found.sd["dift1"], expected.tensor[0], atol=1e-4, rtol=1e-4)
+    assert options.resolved_projection == "none" and options.resolved_metric == "cosine"
+    matches = pipeline.match(picture, picture, [(31.0, 40.0)], options=options)
+    np.testing.assert_allclose(matches.points_b, [[31, 40]], atol=8)
+    assert matches.provenance.settings["config"]["timestep"] == 261
+
+
+def test_clean_features_hold_no_noise(pipeline: SDDino, picture: np.ndarray) -> None:
+    found = pipeline.encode(picture, MatchOptions(features="clean"))
+    image = torch.from_numpy(square(picture, 128)).permute(2, 0, 1)[None].float() / 255
+    backbone = pipeline.backbone
+    with torch.no_grad():
+        expected = read_features(backbone.sd.unet, backbone.encode(image), 0, backbone.text(""))  # type: ignore[union-attr]
+    torch.testing.assert_close(found.sd["s4"], expected["s4"][0], atol=1e-5, rtol=1e-5)
+    both = pipeline.encode(picture, MatchOptions(features="clean+dino"))
+    assert torch.equal(both.sd["s3"], found.sd["s3"]) and both.dino is not None
+
+
+def test_a_tuned_unet_takes_the_place_of_the_weights_own(
+    sd_dino_folder: Path, picture: np.ndarray, tmp_path: Path
+) -> None:
+    unet = UNet2DConditionModel.from_pretrained(MINI / "primedepth" / "unet")
+    with torch.no_grad():
+        unet.conv_in.weight += 0.1  # type: ignore[union-attr]
+    unet.save_pretrained(tmp_path / "tuned")
+    file = tmp_path / "tuned" / "diffusion_pytorch_model.safetensors"
+    own, tuned = (
+        SDDino.from_pretrained(sd_dino_folder, unet=place, cache=False) for place in (None, file.parent)
+    )
+    assert own.weights_sha256 != tuned.weights_sha256
+    clean = MatchOptions(features="clean")
+    assert not torch.equal(own.encode(picture, clean).sd["s4"], tuned.encode(picture, clean).sd["s4"])
+    foreign = UNet2DConditionModel.from_pretrained(MINI / "stablenormal" / "unet")
+    foreign.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(WeightsError, match="another size"):
+        SDDino.from_pretrained(sd_dino_folder, unet=tmp_path / "foreign")
+    with pytest.raises(WeightsError, match="no UNet"):
+        SDDino.from_pretrained(sd_dino_folder, unet=MINI / "primedepth" / "vae")
+
+
+@pytest.mark.parametrize("features", ["sd+dino", "sd", "dino", "dift"])
+def test_a_mirrored_image_is_matched_in_the_mirrored_pose(
+    pipeline: SDDino, picture: np.ndarray, features: Any
+) -> None:
+    points = np.array([[20.0, 30.0], [70.0, 50.0], [45.0, 62.0]])
+    turned = np.ascontiguousarray(picture[:, ::-1])
+    options = MatchOptions(features=features, flip=True)
+    same, other = (pipeline.match(picture, b, points, options=options) for b in (picture, turned))
+    assert (same.mirrored, other.mirrored) == (False, True)
+    width = picture.shape[1]
+    np.testing.assert_allclose(same.points_b, points, atol=6)
+    # the networks see the very same canvas in both images
+    np.testing.assert_allclose(other.points_b, np.column_stack([width - points[:, 0], points[:, 1]]), atol=6)
+    assert other.similarity == pytest.approx(same.similarity, abs=1e-3)
+
+
+def test_features_of_a_mirror_image_lie_at_their_own_places(pipeline: SDDino, picture: np.ndarray) -> None:
+    turned = np.ascontiguousarray(picture[:, ::-1])
+    here, there = pipeline.encode(picture, mirrored=True), pipeline.encode(turned)
+    for name, values in there.sd.items():
+        torch.testing.assert_close(here.sd[name], values.flip(-1))
+    assert here.dino is not None and there.dino is not None
+    torch.testing.assert_close(here.dino, there.dino.flip(-1))
+
+
+def test_what_flip_found_is_saved(pipeline: SDDino, picture: np.ndarray, tmp_path: Path) -> None:
+    turned = np.ascontiguousarray(picture[:, ::-1])
+    found = pipeline.match(picture, turned, options=MatchOptions(flip=True, dense=True))
+    found.save(tmp_path)
+    assert Matches.load(tmp_path).mirrored and found.describe()["mirrored"]
+    assert found.flow_ab is not None
+    middle = picture.shape[0] // 2, picture.shape[1] // 4
+    assert found.flow_ab[middle][0] > picture.shape[1] / 4  # to the other side
+
+
+def test_a_mirror_image_needs_a_canvas_that_strides_divide(sd_dino_folder: Path, picture: np.ndarray) -> None:
+    pipeline = SDDino.from_pretrained(sd_dino_folder, cache=False, dino_stride=5)
+    with pytest.raises(InputError, match="left over"):
+        pipeline.encode(picture, mirrored=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from vision3d.backbone import loading
@@ -27,7 +28,7 @@ from vision3d.backbone.text import Layer, TextEncoder
 from vision3d.backbone.unet import denoise, read_taps
 from vision3d.backbone.vae import decode
 from vision3d.device import parse_bytes, resolve_device, resolve_dtype
-from vision3d.errors import ResourceError
+from vision3d.errors import ResourceError, WeightsError
 
 Memory = Literal["auto", "high", "balanced", "low"]
 Sampling = Literal["mean", "mode", "sample"]
@@ -57,6 +58,23 @@ def fixed_noise(size: tuple[int, int], seed: int = 42, channels: int = 4) -> Ten
     """Noise ``(1, channels, h, w)`` of the seed alone: drawn at 64 x 64 on the CPU, resized bicubically."""
     noise = torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(seed))
     return noise if size == (64, 64) else F.interpolate(noise, size=size, mode="bicubic", align_corners=False)
+
+
+def _tuned_unet(source: str | Path, networks: StableDiffusion, dtype: torch.dtype) -> UNet2DConditionModel:
+    """A UNet that takes another one's place. Raises WeightsError when it is none, or of another size."""
+    unet = load_stable_diffusion(source, dtype=dtype, load=False).unet
+    if unet is None:
+        raise WeightsError(f"{source}: no UNet", "give the file or folder of a UNet")
+    shapes = [
+        None if network is None else {name: tuple(p.shape) for name, p in network.named_parameters()}
+        for network in (networks.unet, unet)
+    ]
+    if shapes[0] not in (None, shapes[1]):
+        raise WeightsError(
+            f"{source}: a UNet of another size than that of {networks.source.name}",
+            "give the one it was tuned from",
+        )
+    return unet
 
 
 class Backbone:
@@ -97,6 +115,7 @@ class Backbone:
         sd: str | Path | None = None,
         dino: str | Path | None = None,
         *,
+        unet: str | Path | None = None,
         device: str = "auto",
         dtype: torch.dtype | str = "auto",
         prediction_type: PredictionType | None = None,
@@ -111,6 +130,7 @@ class Backbone:
         Args:
             sd: Stable Diffusion folder or single file.
             dino: DINO file or folder, of any version.
+            unet: UNet file or folder, tuned from that of ``sd``, in its place.
             device: where networks run.
             dtype: floating type; fp32 on CPUs, 16 bits on CUDA.
             prediction_type: what the UNet predicts, where the source does not say.
@@ -130,6 +150,8 @@ class Backbone:
             networks = load_stable_diffusion(
                 sd, dtype=floating, prediction_type=prediction_type, family=family, load=False
             )
+            if unet is not None:
+                networks.unet = _tuned_unet(unet, networks, floating)
             networks.unet = share(networks.unet) if networks.unet is not None else None
             networks.vae = share(networks.vae) if networks.vae is not None else None
             text = _text_encoder(Path(sd).expanduser(), place)
