@@ -141,7 +141,7 @@ def transfer_keypoints(
     from vision3d.pipelines.sd_dino.canvas import Canvas, cell_points, cells_of, published_keypoints
 
     a, b = encode(pair.source, options), encode(pair.target, options)
-    descriptors, _ = pipeline.describe_posed(a, b, options)
+    descriptors = pipeline.describe(a, b, options)
     if not published:
         found = pipeline.match_described(
             a.photo, b.photo, descriptors, _kept(pair, a.size) + 0.5, options=options
@@ -256,7 +256,7 @@ def predict_flow(
     from vision3d.pipelines.sd_dino.matching import nearest_cells
 
     source, target = pipeline.encode(pair.source, options), pipeline.encode(pair.target, options)
-    (a, b), _ = pipeline.describe_posed(source, target, options)
+    a, b = pipeline.describe(source, target, options)
     if published:
         metric: Any = options.resolved_metric
         nearest = nearest_cells(b.cells, a.cells, a.shape, metric, halves=a.halves).forward

@@ -27,9 +27,7 @@ from vision3d.synthetic.objects import category_pairs, instances, portrait, same
 SEEDS = (900_400_000, 900_400_600)
 """Held-out scenes: apart from those by which trainings watch themselves and those of the depth test."""
 GOAL_RATIO, GOAL_PCK = 3.0, 0.6
-MODES: dict[str, dict[str, Any]] = {
-    "fused": {}, "sd": {"features": "sd"}, "dino": {"features": "dino"}, "fused_flip": {"flip": True}
-}  # fmt: skip
+MODES = {"fused": "sd+dino", "sd": "sd", "dino": "dino"}
 
 
 @dataclass(eq=False)
@@ -117,16 +115,16 @@ def held_out_pairs(
     ]
 
 
-def score(pipeline: Any, pairs: Sequence[PortraitPair], mode: str) -> PCK:
-    """PCK of a pipeline over pairs, by one of the :data:`MODES`."""
+def score(pipeline: Any, pairs: Sequence[PortraitPair], features: str) -> PCK:
+    """PCK of a pipeline over pairs, with one or both networks."""
     from vision3d.pipelines.sd_dino.options import MatchOptions
     from vision3d.pipelines.sd_dino.pairs import MEMORY, Kept
 
-    options = MatchOptions(**MODES[mode])
+    options = MatchOptions(features=features)  # type: ignore[arg-type]
     images = {p.name: p.image for pair in pairs for p in (pair.source, pair.target)}
     encode = Kept(lambda name: pipeline.encode(images[name], options), MEMORY)
     results = []
-    for pair in progress(pairs, description=f"pairs by {mode}"):
+    for pair in progress(pairs, description=f"pairs by {features}"):
         found = pipeline.match(
             encode(pair.source.name), encode(pair.target.name), pair.points(pair.source), options=options
         )
@@ -174,7 +172,7 @@ def main(
     dino_weight: float | None = None,
     device: str = "auto",
 ) -> int:
-    """Measure the mini weights of SD+DINO on held-out objects: fused, alone, and in the better of two poses.
+    """Measure the mini weights of SD+DINO on held-out objects, fused and each network alone.
 
     Args:
         out: report to write, a .json file; a picture of matches goes beside it.
@@ -201,8 +199,8 @@ def main(
         halves = {"sd_weight": sd_weight, "dino_weight": dino_weight}
         settings: dict[str, Any] = {name: value for name, value in halves.items() if value is not None}
         pipeline = SDDino.from_pretrained(weights, sd=sd, dino=dino, device=device, cache=False, **settings)
-        for name in MODES:
-            scores[name] = score(pipeline, chosen, name)
+        for name, features in MODES.items():
+            scores[name] = score(pipeline, chosen, features)
         picture = _picture(pipeline, chosen)
         with atomic_path(out.with_suffix(".png")) as path:
             picture.save(path)

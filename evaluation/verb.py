@@ -35,7 +35,6 @@ def evaluate(
     clip: str | None = None,
     conditioning: Literal["auto", "empty", "implicit"] = "auto",
     features: Literal["sd+dino", "sd", "dino", "dift", "clean", "clean+dino"] = "sd+dino",
-    flip: bool = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Report:
     """Measure a method on a data set by the protocol of the published tables.
@@ -70,7 +69,6 @@ def evaluate(
         conditioning: match: of Stable Diffusion by the empty prompt or by implicit captions; auto takes these where
             --captioner and --clip are given.
         features: match: of both networks or of one, or Stable Diffusion read as DIFT or CleanDIFT do.
-        flip: match: try the source's mirror image, too, and keep what fits the target better.
         device: where to compute.
     """
     if task == "match":
@@ -90,7 +88,6 @@ def evaluate(
             clip,
             conditioning,
             features,
-            flip,
             device,
         )
     if dataset in get_args(MatchDataset):
@@ -129,7 +126,6 @@ def _evaluate_match(
     clip: str | None,
     conditioning: Any,
     features: Any,
-    flip: bool,
     device: str,
 ) -> Report:
     from vision3d.evaluation.datasets.correspondence import KeypointPairs, PFPascal, SPair71k
@@ -155,7 +151,7 @@ def _evaluate_match(
     pipeline = SDDino.from_pretrained(
         weights, unet=unet, dino=dino, captioner=captioner, clip=clip, device=device, features=features
     )
-    options = MatchOptions(features=features, conditioning=conditioning, flip=flip)
+    options = MatchOptions(features=features, conditioning=conditioning)
     if isinstance(reader, TSS):
         return evaluate_flow(pipeline, reader, out, options=options, published=published, limit=limit)
     return evaluate_keypoints(

@@ -167,8 +167,9 @@ class MatchOptions:
         seed: of the randomised projection.
         subcell: places between cells instead of at their middles.
         padding: let points match into the canvas' padding, as published.
-        flip: try the first image's mirror image, too, and keep what fits the second one better, as things that face
-            different ways have left and right confused (Zhang et al., "Telling Left from Right", 2024).
+        flip: try the first image's mirror image, too, and keep what fits the second one better, for things that face
+            different ways (after Zhang et al., "Telling Left from Right", 2024). Points then go to what looks like
+            them: of two animals in profile, left legs to right ones.
         weigh_after: weigh the layers after the norm and the halves not at all, as the published evaluation on TSS does.
         dense: also flow both ways.
         max_matches: chosen matches when no points are asked for.

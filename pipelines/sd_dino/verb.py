@@ -161,7 +161,8 @@ def match(
         projection: PCA of each pair, exact or randomised as published; of the whole data set; or none. auto is exact,
             and none for dift.
         subcell: places between cells instead of at their middles.
-        flip: try A's mirror image, too, and keep what fits B better, for things that face different ways.
+        flip: try A's mirror image, too, and keep what fits B better, for things that face different ways; left legs
+            then go to right ones.
         max_matches: at most so many matches where no points are given.
         min_confidence: of the matches where no points are given.
         descriptors: keep them, from which the viewer tells where any point goes (descriptors.npz, up to 22 MB for a
@@ -411,7 +412,8 @@ def swap(
         conditioning: of Stable Diffusion: empty prompt, text, or implicit captions.
         prompt: caption for --conditioning text.
         projection: PCA of the pair, exact or randomised as published, or none.
-        flip: try A's mirror image, too, and keep what fits B better, for things that face different ways.
+        flip: try A's mirror image, too, and keep what fits B better, for things that face different ways; left legs
+            then go to right ones.
         seed: of refinement and randomised projection.
         click: mark those objects in the browser whose mask is auto.
         host: address to listen on for --click; only this machine can connect to the default.
