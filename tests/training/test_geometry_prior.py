@@ -172,7 +172,7 @@ def test_a_read_out_teaches_refiner_and_unet_between_the_steps_of_the_depth_head
     model = task.build()
     batch = task.batches()[0]
     history = []
-    for step, (_, metrics) in enumerate(learned_by_heart(task, model, batch, 40)):
+    for step, (_, metrics) in enumerate(learned_by_heart(task, model, batch, 100)):
         history.append({name: float(value) for name, value in metrics.items()})
         trained = {name: any(p.grad is not None for p in part.parameters()) for name, part in model.items()}
         by_head = step % 2 == 0
