@@ -11,6 +11,7 @@ import tyro
 from vision3d.cli import Report
 from vision3d.errors import InputError
 from vision3d.evaluation.datasets import DatasetName
+from vision3d.pipelines.sd_dino.options import Features
 
 MatchDataset = Literal["spair", "pfpascal", "tss"]
 
@@ -34,7 +35,7 @@ def evaluate(
     captioner: str | None = None,
     clip: str | None = None,
     conditioning: Literal["auto", "empty", "implicit"] = "auto",
-    features: Literal["sd+dino", "sd", "dino", "dift", "clean", "clean+dino"] = "sd+dino",
+    features: Features = "sd+dino",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Report:
     """Measure a method on a data set by the protocol of the published tables.

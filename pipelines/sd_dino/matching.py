@@ -168,25 +168,6 @@ def query_rows(
     return rows if second_mask is None else rows.masked_fill(~second_mask, float("-inf"))
 
 
-def likeness(
-    first: Tensor,  # [N, C]
-    second: Tensor,  # [M, C]
-    metric: Metric,
-    halves: int | None = None,
-    second_mask: Tensor | None = None,
-    rows: int = 1024,
-) -> float:
-    """Mean similarity of descriptors to the most similar cell each, on the scale of a cosine."""
-    length = squared_length(second, metric, halves)
-    best = [
-        as_cosine(query_rows(part, second, metric, halves=halves, second_mask=second_mask), metric, length)
-        .max(1)
-        .values
-        for part in first.split(rows)
-    ]
-    return float(torch.cat(best).mean())
-
-
 def as_cosine(rows: Tensor, metric: Metric, length: Tensor) -> Tensor:
     """Similarities of :func:`query_rows` on the scale of a cosine; -inf stays. For ``length`` see
     :func:`squared_length`.

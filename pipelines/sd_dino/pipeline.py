@@ -632,7 +632,10 @@ class SDDino:
         scores = []
         for a, b in pairs:
             here, there = (_cell_mask(d, m, self.device) for d, m in zip((a, b), masks, strict=True))
-            scores.append(matching.likeness(a.cells[here], b.cells, metric, a.halves, there))
+            best = matching.nearest_cells(
+                a.cells[here], b.cells, b.shape, metric, halves=a.halves, second_mask=there
+            )
+            scores.append(float(best.cosine.mean()))
         return pairs[int(scores[1] > scores[0])], scores[1] > scores[0]
 
     def _features(self, image: Any, options: MatchOptions) -> ImageFeatures:
