@@ -8,6 +8,7 @@ its preset tunes the UNet along, with the denoising loss kept in the sum so that
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +24,11 @@ from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.text import Layer, is_cut
 from vision3d.backbone.vae import set_group_norm_eps
 from vision3d.geometry.affine import fit_scale_shift
-from vision3d.io.files import atomic_write_json
+from vision3d.io.files import atomic_path, atomic_write_json
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner
-from vision3d.training.checkpoint import export_component
+from vision3d.training.checkpoint import export_component, load_tensors, save_tensors
 from vision3d.training.data import SampleSource
+from vision3d.training.deepen import with_transformer_layers
 from vision3d.training.dense import CaptionedTask, at_cells, depth_picture, read_out
 from vision3d.training.losses import (
     affine_invariant_loss,
@@ -45,6 +47,8 @@ from vision3d.training.task import Batch, TaskOptions, noise
 
 CLASSES = 150
 """ADE20K classes of the segmentation head."""
+READ_OUT = "read_out/model.safetensors"
+"""Where an export keeps the read-out, for the next leg to go on from; no prediction needs it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class PrimeDepthRecipe:
         ratio: width of the refiner relative to the UNet.
         max_groups: of the refiner's norms.
         crops: (height, width, images) of the batches that take turns.
+        transformer_layers: of each level of the UNet, the finest first; a UNet that has fewer starts with more that do
+            nothing yet. None leaves it as it is.
         lr: peak learning rate of refiner and heads.
         unet_lr: learning rate of the UNet relative to ``lr``; 0 keeps it frozen, as published.
         denoising_weight: of the denoising loss that keeps a tuned UNet a denoiser.
@@ -86,6 +92,7 @@ class PrimeDepthRecipe:
     lr: float
     ratio: float = 0.5
     max_groups: int = 32
+    transformer_layers: tuple[int, ...] | None = None
     unet_lr: float = 0.0
     denoising_weight: float = 0.0
     denoising_every: int = 1
@@ -151,13 +158,14 @@ PRESETS = {
     ),
     # from a prior of prior-unet's preset of that name: most of the training, small and through the read-out
     "mini-wide": MINI_WIDE,
-    # its last leg: at the size of inference, by the depth head alone
+    # the next leg, deeper where a transformer sees enough of the image to tell its layout
+    "mini-deep": replace(MINI_WIDE, transformer_layers=(2, 2, 1, 1)),
+    # last leg of both: at the size of inference
     "mini-wide-fine": replace(
         MINI_WIDE,
-        crops=((112, 112, 10), (80, 112, 12), (96, 128, 10), (32, 112, 24), (112, 112, 10), (112, 80, 12)),
-        absrel_weight=5.0,
-        head_every=1,
-        normal_weight=0.0,
+        crops=((112, 112, 16), (80, 112, 16), (112, 112, 16), (80, 112, 16), (32, 112, 32), (112, 80, 16)),
+        absrel_weight=12.0,
+        head_every=2,
         segmentation_every=16,
         scale=(0.7, 1.0),
         max_size=112,
@@ -190,11 +198,18 @@ class PrimeDepthTask(CaptionedTask):
     fields: tuple[str, ...] = ("image", "depth", "semantic", "caption")
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "depth")
     init_hint: ClassVar[str] = "give --init the export of prior-unet, or an SD 2.1 folder"
-    starts_from: ClassVar[tuple[str, ...]] = ("vae", "unet", "text_encoder", "refiner", "depth_head")
+    starts_from: ClassVar[tuple[str, ...]] = (
+        "vae",
+        "unet",
+        "text_encoder",
+        "refiner",
+        "depth_head",
+        "read_out",
+    )
 
     def __init__(self, recipe: PrimeDepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         super().__init__(recipe, source, options)
-        if recipe.normal_weight:
+        if recipe.normal_weight and recipe.head_every > 1:
             self.fields = (*type(self).fields, "normals")
         self.vae: Any = load_module(AutoencoderKL, component_folder(self.init, "vae"))
         set_group_norm_eps(self.vae, 1e-5)
@@ -203,6 +218,8 @@ class PrimeDepthTask(CaptionedTask):
     def build(self) -> nn.Module:
         recipe = self._recipe
         self.unet: Any = load_module(UNet2DConditionModel, component_folder(self.init, "unet"))
+        if recipe.transformer_layers:
+            self.unet = with_transformer_layers(self.unet, recipe.transformer_layers)
         self.refiner: Any = self._part("refiner", PreimageRefiner) or PreimageRefiner.for_unet(
             dict(self.unet.config),
             ratio=recipe.ratio,
@@ -226,6 +243,8 @@ class PrimeDepthTask(CaptionedTask):
             trained["unet"] = self.unet
         if recipe.head_every > 1:
             self.read_out = nn.Sequential(nn.SiLU(), *read_out(self.refiner.config.out_channels, 4))
+            if (self.init / READ_OUT).is_file():
+                self.read_out.load_state_dict(load_tensors(self.init / READ_OUT))
             trained["read_out"] = self.read_out
         for module in (self.vae, *trained.values()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -331,6 +350,9 @@ class PrimeDepthTask(CaptionedTask):
     def export(self, folder: Path) -> None:
         for name in ("vae", "unet", "text_encoder", "refiner", "depth_head", "segmentation_head"):
             export_component(getattr(self, name), folder / name)
+        if self._recipe.head_every > 1:
+            with atomic_path(folder / READ_OUT) as path:
+                save_tensors(nn.Module.half(copy.deepcopy(self.read_out)).state_dict(), path)
         self.hand_on(folder, "tokenizer", "scheduler")
         layer: Layer = "penultimate" if is_cut(self.text_encoder) else "last"
         write_pipeline_index(folder, self._recipe.max_size, layer)

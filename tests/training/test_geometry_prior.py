@@ -188,8 +188,19 @@ def test_a_read_out_teaches_refiner_and_unet_between_the_steps_of_the_depth_head
     assert history[-1]["absrel"] < 0.7 * history[1]["absrel"]
     assert history[-2]["absrel"] < 0.7 * history[0]["absrel"]
     task.export(tmp_path)
-    assert not (tmp_path / "read_out").exists()
     assert PrimeDepth.from_pretrained(tmp_path, device="cpu")(torch.rand(3, 40, 48)).depth.shape == (40, 48)
+    following = PrimeDepthTask(
+        replace(recipe, transformer_layers=(2, 1, 1, 1)[: len(task.unet.config["block_out_channels"])]),
+        world,
+        TaskOptions(init=tmp_path),
+    )
+    following.build()
+    for name, value in task.read_out.state_dict().items():
+        torch.testing.assert_close(following.read_out.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            following.predict(batch["image"]), task.predict(batch["image"]), rtol=1e-2, atol=1e-2
+        )
 
 
 def test_an_export_embeds_captions_as_its_training_did_from_a_tower_without_its_last_layer(

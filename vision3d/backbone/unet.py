@@ -71,7 +71,7 @@ def time_embedding(
 
 
 def transformer_with_maps(block: Transformer2DModel, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-    """A spatial transformer's output and its attention maps ``(B, heads * (64 + tokens), h, w)``.
+    """A spatial transformer's output and its last layer's attention maps ``(B, heads * (64 + tokens), h, w)``.
 
     Computes what ``block(x, context)`` does; the self-attention map is pooled over an 8 x 8 grid of keys inside
     the attention pass and never built.
@@ -83,29 +83,30 @@ def transformer_with_maps(block: Transformer2DModel, x: Tensor, context: Tensor)
     h = rearrange(h, "b c y x -> b (y x) c")
     if block.use_linear_projection:
         h = block.proj_in(h)
-    maps: list[Tensor] = []
-    for layer in block.transformer_blocks:
-        normed = layer.norm1(h)
-        heads = layer.attn1.heads
-        q, k, v = (
-            rearrange(project(normed), "b n (h d) -> b h n d", h=heads)
-            for project in (layer.attn1.to_q, layer.attn1.to_k, layer.attn1.to_v)
-        )
-        out, pooled = pooled_attention(q, k, v, key_pooling(height, width, x.device))
-        h = h + layer.attn1.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+    *before, layer = block.transformer_blocks
+    for earlier in before:  # only the last layer's maps are read
+        h = earlier(h, encoder_hidden_states=context)
+    normed = layer.norm1(h)
+    heads = layer.attn1.heads
+    q, k, v = (
+        rearrange(project(normed), "b n (h d) -> b h n d", h=heads)
+        for project in (layer.attn1.to_q, layer.attn1.to_k, layer.attn1.to_v)
+    )
+    out, pooled = pooled_attention(q, k, v, key_pooling(height, width, x.device))
+    h = h + layer.attn1.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
 
-        q = rearrange(layer.attn2.to_q(layer.norm2(h)), "b n (h d) -> b h n d", h=heads)
-        k, v = (
-            rearrange(project(context), "b n (h d) -> b h n d", h=heads)
-            for project in (layer.attn2.to_k, layer.attn2.to_v)
-        )
-        out, probabilities = cross_attention(q, k, v)
-        h = h + layer.attn2.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
-        h = h + layer.ff(layer.norm3(h))
-        maps = [
-            normalise_pooled(pooled.float(), height, width),
-            cross_maps(probabilities, height, width),
-        ]
+    q = rearrange(layer.attn2.to_q(layer.norm2(h)), "b n (h d) -> b h n d", h=heads)
+    k, v = (
+        rearrange(project(context), "b n (h d) -> b h n d", h=heads)
+        for project in (layer.attn2.to_k, layer.attn2.to_v)
+    )
+    out, probabilities = cross_attention(q, k, v)
+    h = h + layer.attn2.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+    h = h + layer.ff(layer.norm3(h))
+    maps = [
+        normalise_pooled(pooled.float(), height, width),
+        cross_maps(probabilities, height, width),
+    ]
     if block.use_linear_projection:
         h = block.proj_out(h)
     h = rearrange(h, "b (y x) c -> b c y x", y=height)
