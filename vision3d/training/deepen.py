@@ -40,7 +40,8 @@ def with_transformer_layers(unet: UNet2DConditionModel, layers: Sequence[int]) -
         return unet
     if len(wanted) != len(present) or any(w < p for w, p in zip(wanted, present, strict=False)):
         raise InputError(
-            f"transformer layers {wanted} where the UNet has {present}", "give at least as many for each level"
+            f"transformer layers {wanted} where the UNet has {present}",
+            "give at least as many for each level",
         )
     deeper: Any = UNet2DConditionModel.from_config(dict(unet.config), transformer_layers_per_block=wanted)
     added = {}
