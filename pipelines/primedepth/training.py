@@ -147,6 +147,17 @@ MINI_WIDE = replace(
     segmentation_every=32,
     scale=(0.6, 1.0),
 )
+MINI_WIDE_FINE = replace(
+    MINI_WIDE,
+    crops=((112, 112, 10), (80, 112, 12), (96, 128, 10), (32, 112, 24), (112, 112, 10), (112, 80, 12)),
+    absrel_weight=5.0,
+    head_every=1,
+    normal_weight=0.0,
+    segmentation_every=16,
+    scale=(0.7, 1.0),
+    max_size=112,
+    warmup=100,
+)
 MINI_DEEP = replace(MINI_WIDE, transformer_layers=(2, 2, 1, 1))
 PRESETS = {
     "mini": MINI,
@@ -160,29 +171,17 @@ PRESETS = {
     # from a prior of prior-unet's preset of that name: most of the training, small and through the read-out
     "mini-wide": MINI_WIDE,
     # its last leg: at the size of inference, by the depth head alone
-    "mini-wide-fine": replace(
-        MINI_WIDE,
-        crops=((112, 112, 10), (80, 112, 12), (96, 128, 10), (32, 112, 24), (112, 112, 10), (112, 80, 12)),
-        absrel_weight=5.0,
-        head_every=1,
-        normal_weight=0.0,
-        segmentation_every=16,
-        scale=(0.7, 1.0),
-        max_size=112,
-        warmup=100,
-    ),
+    "mini-wide-fine": MINI_WIDE_FINE,
     # from an export of those: a deeper denoiser, where its transformers see enough to tell the layout
     "mini-deep": MINI_DEEP,
-    # its last leg: at the size of inference
+    # its last leg: by depth head and read-out in turn, in the shapes of photographs
     "mini-deep-fine": replace(
-        MINI_DEEP,
+        MINI_WIDE_FINE,
+        transformer_layers=MINI_DEEP.transformer_layers,
         crops=((112, 112, 16), (80, 112, 16), (112, 112, 16), (80, 112, 16), (32, 112, 32), (112, 80, 16)),
         absrel_weight=12.0,
         head_every=2,
-        segmentation_every=16,
-        scale=(0.7, 1.0),
-        max_size=112,
-        warmup=100,
+        normal_weight=MINI_DEEP.normal_weight,
     ),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,

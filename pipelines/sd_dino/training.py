@@ -44,6 +44,7 @@ from vision3d.synthetic.objects import (
     square_window,
 )
 from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, SampleSource, describe_run, open_source
+from vision3d.training.deepen import silence
 from vision3d.training.prior import preset
 from vision3d.training.task import Batch, Batches, Task, TaskOptions
 
@@ -682,9 +683,7 @@ class DinoTask(Task):
         student.load_state_dict({**student.state_dict(), **own})
         # blocks that it does not have come last, and add nothing at first
         for block in student.blocks[loaded.config.depth :]:  # type: ignore[index]
-            for layer in (block.attn.proj, block.mlp.fc2):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            silence(block.attn.proj, block.mlp.fc2)
 
     @override
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:

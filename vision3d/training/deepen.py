@@ -1,4 +1,4 @@
-"""A UNet with more transformer layers that computes what it computed before: the start of training a deeper one."""
+"""Networks with more layers that compute what they computed before: the start of training a deeper one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from vision3d.errors import InputError
+
+
+def silence(*projections: nn.Module) -> None:
+    """Set the last projections of a residual layer to 0, so that it adds nothing until it is trained."""
+    for projection in projections:
+        nn.init.zeros_(projection.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
 
 
 def transformer_layers(unet: UNet2DConditionModel) -> tuple[int, ...]:
@@ -50,9 +57,7 @@ def with_transformer_layers(unet: UNet2DConditionModel, layers: Sequence[int]) -
             before: Any = unet.get_submodule(name)
             added[name] = len(transformer.transformer_blocks) - len(before.transformer_blocks)
             for layer in transformer.transformer_blocks[: added[name]]:  # type: ignore[attr-defined]
-                for projection in (layer.attn1.to_out[0], layer.attn2.to_out[0], layer.ff.net[-1]):
-                    nn.init.zeros_(projection.weight)
-                    nn.init.zeros_(projection.bias)
+                silence(layer.attn1.to_out[0], layer.attn2.to_out[0], layer.ff.net[-1])
 
     def moved(match: re.Match[str]) -> str:
         return f"{match[1]}.transformer_blocks.{int(match[2]) + added[match[1]]}."
