@@ -69,7 +69,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> ShardCache:
 
 
 def test_cache_returns_what_was_rendered(filled: ShardCache) -> None:
-    assert len(filled) == 9 and filled.size == SIZE
+    assert len(filled) == 9 and filled.sizes == [SIZE, SIZE]
     np.testing.assert_array_equal(filled.seeds(), np.arange(9))
     for position in (0, 5, 6, -1):
         got = filled[position]
@@ -222,8 +222,22 @@ def test_shards_for_training_are_written_by_the_verb_and_gone_on_with(
     assert cli.main([*words, "24", "32", "--count", "6"]) == 0
     assert "6 images" in capsys.readouterr().err
     cache = ShardCache(tmp_path / "scenes")
-    assert cache.seeds().tolist() == list(range(30, 36)) and cache.size == (24, 32)
+    assert cache.seeds().tolist() == list(range(30, 36)) and cache.sizes == [(24, 32)] * 2
     np.testing.assert_array_equal(cache[4].image, render_sample(34, (24, 32)).image)
     assert cli.main([*words, "24", "32", "--count", "6", "--overwrite"]) == 2
     assert cli.main([*words, "32", "32", "--count", "9"]) == 2
     assert "24x32" in capsys.readouterr().err
+
+
+def test_shards_of_other_seeds_may_have_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vision3d.training.data import describe_source
+
+    monkeypatch.setattr(cache_module, "SHARD", 3)
+    cache = ShardCache(tmp_path)
+    cache.fill(range(30, 36), (24, 32), workers=0)
+    assert describe_source(cache)["size"] == [24, 32]
+    cache.fill(range(36, 38), (32, 24), workers=0)
+    assert cache[5].image.shape == (24, 32, 3) and cache[6].image.shape == (32, 24, 3)
+    told = describe_source(cache)
+    assert told["seeds"] == [[30, 36], [36, 38]] and told["sizes"] == [[24, 32], [32, 24]]
+    assert "24x32" in repr(cache) and "32x24" in repr(cache)

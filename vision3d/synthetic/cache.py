@@ -76,20 +76,21 @@ class ShardCache:
     def refresh(self) -> None:
         """Looks for shards that were completed since."""
         self.shards: list[tuple[int, int]] = []  # (first seed, count)
-        self.size: tuple[int, int] | None = None
+        self.sizes: list[tuple[int, int]] = []  # height and width of every shard's samples
         for path in sorted(self.folder.glob("shard-*/meta.json")):
             meta = json.loads(path.read_text())
             if meta["version"] != VERSION:
                 raise InputError(f"{path.parent} is of cache version {meta['version']}", "render it again")
             self.shards.append((meta["first"], meta["count"]))
-            self.size = (meta["size"][0], meta["size"][1])
+            self.sizes.append((meta["size"][0], meta["size"][1]))
         self._ends = np.cumsum([count for _, count in self.shards]) if self.shards else np.zeros(0, int)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __repr__(self) -> str:
-        return f"ShardCache({str(self.folder)!r}: {len(self)} samples of {self.size})"
+        sizes = ", ".join(f"{height}x{width}" for height, width in sorted(set(self.sizes)))
+        return f"ShardCache({str(self.folder)!r}: {len(self)} samples of {sizes})"
 
     def seeds(self) -> np.ndarray:
         """(N,) int64 seed of every position."""
@@ -218,7 +219,7 @@ class ShardCache:
 
         Args:
             seeds: consecutive; begin and end at multiples of ``SHARD`` for shards that others can share.
-            size: height and width; must be that of the shards already there.
+            size: height and width; shards of other seeds may have another.
             workers: rendering processes.
 
         Returns:
@@ -226,16 +227,17 @@ class ShardCache:
         """
         if seeds.step != 1 or not len(seeds):
             raise InputError(f"seeds {seeds} are not a rising run", "give a first and a last seed")
-        if self.size is not None and self.size != tuple(size):
-            raise InputError(
-                f"{self.folder} holds samples of {self.size[0]}x{self.size[1]}",
-                "use another folder for this size",
-            )
-        have = dict(self.shards)
+        have = {first: (count, shape) for (first, count), shape in zip(self.shards, self.sizes, strict=True)}
         runs = []
         for first in range(seeds.start, seeds.stop, SHARD):
             count = min(SHARD, seeds.stop - first)
-            if have.get(first, 0) < count:
+            present, shape = have.get(first, (0, tuple(size)))
+            if shape != tuple(size):
+                raise InputError(
+                    f"{self.folder} holds samples of these seeds in {shape[0]}x{shape[1]}",
+                    "use another folder for this size, or other seeds",
+                )
+            if present < count:
                 runs.append((first, count))
         todo = sum(count for _, count in runs)
         with closing(_rendered(runs, size, workers)) as rendered:

@@ -85,15 +85,23 @@ def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> Sample
 
 
 def describe_source(source: SampleSource) -> dict[str, Any]:
-    """What a source holds, as JSON without paths: runs of seeds as [first, last + 1], and the size."""
+    """What a source holds, as JSON without paths: runs of seeds as [first, last + 1], and their size.
+
+    Where sizes differ, there is one for every run.
+    """
     describe = getattr(source, "describe", None)
     if describe is not None:
         return dict(describe())
-    seeds = np.asarray(source.seeds())  # type: ignore[attr-defined]
-    breaks = np.flatnonzero(np.diff(seeds) != 1) + 1
-    runs = [[int(run[0]), int(run[-1]) + 1] for run in np.split(seeds, breaks)]
-    size = list(source.size)  # type: ignore[attr-defined]
-    return {"source": "rendered cache", "samples": len(source), "seeds": runs, "size": size}
+    runs: list[list[int]] = []
+    sizes: list[list[int]] = []
+    for (first, count), size in zip(source.shards, source.sizes, strict=True):  # type: ignore[attr-defined]
+        if runs and runs[-1][1] == first and sizes[-1] == list(size):
+            runs[-1][1] += count
+        else:
+            runs.append([first, first + count])
+            sizes.append(list(size))
+    size = {"size": sizes[0]} if all(s == sizes[0] for s in sizes) else {"sizes": sizes}
+    return {"source": "rendered cache", "samples": len(source), "seeds": runs, **size}
 
 
 def describe_run(preset: str, recipe: Any, source: SampleSource, init: Any) -> dict[str, Any]:
