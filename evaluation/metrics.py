@@ -157,10 +157,9 @@ def nearest_reduction(
 ) -> tuple[np.ndarray, ...]:
     """Rows and columns that a nearest-neighbour reduction to at most ``max_resolution`` keeps.
 
-    With s = min(R/h, R/w) below 1, output index j takes source floor(j/s), j < floor(s * size).
-    ``width_only``
-    leaves the rows alone: the published scripts hand a 2-D map to a 1-D resize, so only the last axis
-        shrinks.
+    With s = min(R/h, R/w) below 1, output index j takes source floor(j · 1/s), j < floor(s · size), the product in
+    float32: torch's nearest interpolation, in which the published scripts run. ``width_only`` leaves the rows alone:
+    they hand a 2-D map to a 1-D resize, so only the last axis shrinks.
 
     Returns:
         an open mesh to index an (H, W) array with.
@@ -171,7 +170,8 @@ def nearest_reduction(
         return np.ix_(np.arange(height), np.arange(width))
 
     def kept(size: int) -> np.ndarray:
-        indices = np.floor(np.arange(max(1, int(size * factor))) / factor).astype(int)
+        steps = np.arange(max(1, int(size * factor)), dtype=np.float32)
+        indices = np.floor(steps * np.float32(1 / factor)).astype(int)
         return np.minimum(indices, size - 1)
 
     return np.ix_(np.arange(height) if width_only else kept(height), kept(width))

@@ -53,7 +53,8 @@ def evaluate(
         out: output folder.
         root: folder of the data set as distributed; for procedural, of rendered shards (rendered if not
             given).
-        weights: folder, file or name of the weights; the embedded ones if not given.
+        weights: folder, file or name of the weights; if not given, the official ones if they were pulled, else the
+            embedded ones.
         split: file with the list of test images, if it does not lie in the data set's folder.
         limit: only the first so many images.
         size: reduce images to this longest side in pixels first; maps are scored at full size in any case.

@@ -214,6 +214,14 @@ def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
+def test_usage_errors_and_ctrl_c_are_one_object_with_json(capsys):
+    assert cli.main(["echo", "--no-such-option", "1", "--json"]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["exit_code"] == 2 and "--no-such-option" in told.err
+    assert cli.main(["echo", "--fail", "interrupt", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out) == {"exit_code": 130, "error": "interrupted"}
+
+
 def test_a_reader_that_goes_away_is_no_error():
     read, write = os.pipe()
     os.close(read)

@@ -68,6 +68,7 @@ def run(sources: list[str | Path], out: Path, load, **options) -> RunSummary:
         lambda failed: photo_refs(sources, recursive=recursive, failed=failed),
         load,
         out,
+        kind="depth",
         fingerprint=PROVENANCE.fingerprint,
         total=total,
         **options,
@@ -315,7 +316,7 @@ def test_given_references_are_not_held_and_looked_through_again(tmp_path, monkey
 
     theirs = claim(tmp_path / "image_2")
     monkeypatch.setattr(runs.time, "sleep", lambda seconds: theirs.release())
-    summary = run_folder(Refs(), load_ramp, tmp_path, fingerprint=PROVENANCE.fingerprint)
+    summary = run_folder(Refs(), load_ramp, tmp_path, kind="depth", fingerprint=PROVENANCE.fingerprint)
     assert [outcome.name for outcome in summary.outcomes] == [
         "image",
         "image_3",
@@ -548,3 +549,16 @@ def test_a_worker_travels_to_another_process_without_its_loaded_method(tmp_path)
     travelled = pickle.loads(pickle.dumps(worker))
     assert [outcome.status for outcome in travelled([job])] == ["done"]
     assert (tmp_path / "a" / "depth.npz").exists()
+
+
+def test_a_result_of_another_kind_is_refused_before_any_work(tmp_path):
+    photograph(tmp_path / "a.png")
+    run([tmp_path / "a.png"], tmp_path / "out", load_ramp)
+    record = tmp_path / "out" / "a" / "result.json"
+    record.write_text(record.read_text().replace('"kind": "depth"', '"kind": "normals"'))
+
+    def never():
+        raise AssertionError("nothing should be loaded")
+
+    with pytest.raises(OutputError, match="already holds a result of kind 'normals'"):
+        run([tmp_path / "a.png"], tmp_path / "out", never)

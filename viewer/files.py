@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -71,7 +72,13 @@ def read_layers(path: Path, *, up: Up = "auto") -> list[Layer]:
     import trimesh
 
     try:
-        scene = trimesh.load_scene(path, process=False)
+        # not by its name, which need not be text that trimesh can encode
+        scene = trimesh.load_scene(
+            io.BytesIO(path.read_bytes()),
+            file_type=path.suffix[1:].lower(),
+            resolver=trimesh.resolvers.FilePathResolver(str(path.parent)),
+            process=False,
+        )
         shapes = [(scene.geometry[name], matrix) for matrix, name in _placed(scene)]
     except Exception as error:  # trimesh and Pillow raise anything for damaged files
         reason = " ".join(str(error).split())[:120] or type(error).__name__

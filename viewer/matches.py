@@ -83,7 +83,7 @@ class PairViewer(PageServer):
             number = int(path.strip("/") or 0)
             if 0 <= number < len(self.items):
                 text = pairs_page(self.items, title=self._title, background=self._background, shown=number)
-                return "text/html", text.encode()
+                return "text/html", text.encode("utf-8", "replace")
         return None
 
 

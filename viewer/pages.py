@@ -82,7 +82,7 @@ def export_page(
         max_points=max_points,
         max_texture=max_texture,
     )
-    data = text.encode()
+    data = text.encode("utf-8", "replace")  # a file's name may hold what UTF-8 does not
     atomic_write_bytes(path, data)
     return len(data)
 

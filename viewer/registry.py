@@ -23,6 +23,7 @@ from vision3d.geometry.mesh import TriangleMesh
 from vision3d.geometry.points import PointCloud
 from vision3d.io.files import DAMAGED
 from vision3d.io.images import natural_key
+from vision3d.io.photo import as_path
 from vision3d.prediction import RECORD, Prediction, read_record
 from vision3d.viewer.files import SUFFIXES, Up, file_item, read_layers
 from vision3d.viewer.scene import CameraLayer, Item, Layer, MeshLayer, PageKind, PointsLayer
@@ -293,7 +294,7 @@ def items_of(things: Sequence[Showable], *, up: Up = "auto") -> list[Item]:
         elif isinstance(thing, Prediction):
             items.append(_prediction_item(thing))
         else:
-            items += _path_items(Path(thing).expanduser(), up)
+            items += _path_items(as_path(thing), up)
     taken: set[str] = set()
     for item in items:
         base, number = item.name, 2

@@ -91,25 +91,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what its encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _dispatch(words, flags)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader of our output (head, less) is gone; nothing more can be said to it.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _dispatch(words, flags)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else (0 if stop.code is None else EXIT_UNUSABLE)
+        code = stop.code if isinstance(stop.code, int) else (0 if stop.code is None else EXIT_UNUSABLE)
+        if code and "--json" in flags:
+            _print_json({"exit_code": code, "error": "the command line was not understood; see stderr"})
+        _print(end="")  # help may be on its way still
+        return code
     except KeyboardInterrupt as stop:
         if "--debug" in flags:
             raise
+        text = str(stop) or "interrupted"
         # On a terminal, ^C was echoed on the line of the prompt or the bar.
-        print("\n" * sys.stderr.isatty() + (str(stop) or "interrupted"), file=sys.stderr)
+        print("\n" * sys.stderr.isatty() + text, file=sys.stderr)
+        if "--json" in flags:
+            _print_json({"exit_code": EXIT_INTERRUPTED, "error": text})
         return EXIT_INTERRUPTED
     except Exception as error:
         if "--debug" in flags:
             raise
+        if isinstance(error, BrokenPipeError) and {"-h", "--help"} & set(words):
+            _print(end="")
+            return 0
         if isinstance(error, ModuleNotFoundError):
             error = _missing_package(error)
         return _complain(error, "--json" in flags)
@@ -124,10 +127,10 @@ def _split_global_options(argv: list[str]) -> tuple[list[str], set[str]]:
 
 def _dispatch(words: list[str], flags: set[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        _print(overview())
         return 0 if words else EXIT_UNUSABLE
     if words[0] in ("-V", "--version", "version"):
-        print(f"vision3d {__version__}")
+        _print(f"vision3d {__version__}")
         return 0
     verb, *arguments = words
     if verb not in VERBS:
@@ -142,13 +145,26 @@ def _dispatch(words: list[str], flags: set[str]) -> int:
         result = _run(verb, arguments)
     code = result if isinstance(result, int) else result.exit_code if isinstance(result, Report) else 0
     if as_json:
-        import json
-
         content = result.to_dict() if isinstance(result, Report) else {}
-        print(json.dumps({"command": verb, "exit_code": code, **content}))
+        _print_json({"command": verb, "exit_code": code, **content})
     elif isinstance(result, Report) and (code or "--quiet" not in flags):
-        print(result)
+        _print(result)
     return code
+
+
+def _print(text: object = "", end: str = "\n") -> None:
+    """Says something on stdout; when its reader (head, less) is gone, nothing more is said to it."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    import json
+
+    _print(json.dumps(content))
 
 
 def _run(verb: str, arguments: list[str]) -> int | Report | None:
@@ -222,10 +238,8 @@ def _complain(error: Exception, as_json: bool) -> int:
     print(f"vision3d: {text}", file=sys.stderr)
     code = EXIT_UNUSABLE if isinstance(error, Vision3DError) or is_out_of_memory(error) else 1
     if as_json:
-        import json
-
         details = (error.details if isinstance(error, Vision3DError) else None) or {}
-        print(json.dumps({"exit_code": code, "error": text, **details}))
+        _print_json({"exit_code": code, "error": text, **details})
     return code
 
 

@@ -60,6 +60,10 @@ class Provenance:
     version: str = field(default_factory=_version)
     remarks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:  # what torch's generators take
+            raise InputError(f"seed {self.seed}", "give a whole number of at most 64 bits")
+
     def fingerprint(self, photo: Photo | None) -> str:
         """Checksum of all that decides the result: method, weights, settings, seed, the photo and its lens.
 
@@ -198,12 +202,7 @@ class Prediction(ABC):
         for name in wanted:
             if name not in self.formats:
                 raise InputError(f"format {name!r} for {self.kind}", f"choose from {', '.join(self.formats)}")
-        earlier = read_record(folder)
-        if earlier is not None and earlier.get("kind") != self.kind:
-            raise OutputError(
-                f"{folder} already holds a result of kind {earlier.get('kind')!r}",
-                "choose another output folder",
-            )
+        earlier = refuse_other_kind(folder, self.kind)
         with staged_folder(folder, last=RECORD) as staging:
             meanings = {}
             for name, (meaning, write) in self.writers(wanted, limits or GeometryLimits()).items():
@@ -293,6 +292,20 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def refuse_other_kind(folder: str | os.PathLike[str], kind: str) -> dict[str, Any] | None:
+    """The record of an earlier result of this kind in a folder, or None if there is no result.
+
+    Raises:
+        OutputError: there is one of another kind, which must not be mixed with this one.
+    """
+    earlier = read_record(folder)
+    if earlier is not None and earlier.get("kind") != kind:
+        raise OutputError(
+            f"{folder} already holds a result of kind {earlier.get('kind')!r}", "choose another output folder"
+        )
+    return earlier
 
 
 def is_complete(folder: str | os.PathLike[str], fingerprint: str, formats: Iterable[str] = ()) -> bool:

@@ -300,6 +300,7 @@ def run_folder(
     load: Callable[[], Process],
     out: str | Path,
     *,
+    kind: str,
     fingerprint: Callable[[Photo], str],
     formats: tuple[str, ...] = (),
     batch_size: int = 1,
@@ -315,6 +316,7 @@ def run_folder(
             another run is making is looked for in them again.
         load: makes the method; called when the first image needs it.
         out: output folder; nothing is created in it before there is a result.
+        kind: of the results; where one of another kind is, nothing is computed.
         fingerprint: of the work on a photograph, which its saved result must bear to be skipped.
         formats: extra formats to save.
         batch_size: images of one size that are processed together.
@@ -330,6 +332,7 @@ def run_folder(
     """
     from vision3d.io.claims import claim
     from vision3d.io.files import check_writable
+    from vision3d.prediction import refuse_other_kind
 
     out = Path(out)
     check_writable(out)
@@ -368,6 +371,7 @@ def run_folder(
                 photo = ref.load()
                 sweep(folder.parent)
                 mark = fingerprint(photo)
+                refuse_other_kind(folder, kind)
                 finished = not overwrite and _is_finished(folder, mark, formats)
                 if not finished:
                     ours = claim(folder)

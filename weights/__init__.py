@@ -20,6 +20,7 @@ def resolve(pipeline: str, source: str | Path | None = None) -> tuple[Path, str]
     Raises:
         WeightsError: nothing there, not pulled, or damaged since.
     """
+    from vision3d.io.photo import as_path
     from vision3d.progress import warn
     from vision3d.weights import registry
     from vision3d.weights.manifest import manifest
@@ -37,7 +38,7 @@ def resolve(pipeline: str, source: str | Path | None = None) -> tuple[Path, str]
         return _embedded(pipeline, hint)
     if str(source) == "mini":
         return _embedded(pipeline)
-    path = Path(source).expanduser()
+    path = as_path(source)
     if str(source) in manifest() and not (isinstance(source, Path) and path.exists()):
         record = registry.pulled(str(source))
         if record is None:

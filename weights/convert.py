@@ -28,6 +28,7 @@ from vision3d.backbone.text import load_text_tower, open_clip_key, to_open_clip
 from vision3d.backbone.tokeniser import Tokeniser
 from vision3d.errors import InputError, WeightsError
 from vision3d.io.files import atomic_path, staged_folder
+from vision3d.io.photo import as_path
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -86,7 +87,7 @@ def convert(
         WeightsError: missing, damaged, or of another layout.
         OutputError: it cannot be written.
     """
-    source, out = Path(source).expanduser(), Path(out).expanduser()
+    source, out = as_path(source), as_path(out)
     if source.is_dir():
         if out.suffix not in FILE_SUFFIXES:
             raise InputError(f"{out}: a folder becomes a file", f"give a name that ends {FILE_SUFFIXES[0]}")

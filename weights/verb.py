@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vision3d.errors import InputError, Vision3DError, WeightsError
+from vision3d.io.photo import as_path
 from vision3d.progress import say
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME...")]
@@ -209,10 +210,10 @@ def _advice(task: str, chosen: Sequence[Any], states: dict[str, str]) -> list[st
             amount = f"more than {amount}"
         licences = " + ".join(dict.fromkeys(part.licence.name for part in parts))
         here = "" if states.get(checkpoint.name) != "pulled" else ", here"
-        others = f" with {', '.join(p.name for p in parts[1:])}" if parts[1:] else ""
+        others = f"with {', '.join(p.name for p in parts[1:])}; " if parts[1:] else ""
         lines.append(
-            f"{task} with {checkpoint.official}: vision3d weights pull {checkpoint.name}{others} "
-            f"({amount}; {licences}{here})"
+            f"{task} with {checkpoint.official}: vision3d weights pull {checkpoint.name} "
+            f"({others}{amount}; {licences}{here})"
         )
         if checkpoint.note:
             lines.append(f"  {checkpoint.note}")
@@ -285,7 +286,7 @@ def _verify(command: Verify) -> WeightsReport:
             if name in known:
                 outcomes.append(registry.verify(name))
             else:
-                outcomes.append(_recognise(Path(name).expanduser()))
+                outcomes.append(_recognise(as_path(name)))
         except WeightsError as error:
             if len(names) == 1:
                 raise
@@ -329,7 +330,7 @@ def _convert(command: Convert) -> WeightsReport:
     from vision3d.weights.convert import convert
     from vision3d.weights.manifest import manifest
 
-    source = Path(command.source).expanduser()
+    source = as_path(command.source)
     if not source.exists() and command.source in manifest():
         if registry.pulled(command.source) is None:
             raise registry.not_pulled(command.source)

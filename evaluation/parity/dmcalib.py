@@ -248,14 +248,19 @@ def metrics(case: Case) -> Results:
         raise UnknownVariant(f"metric {unknown[0]!r}")
     results: Results = {}
     for i, options in enumerate(case.meta["cases"]):
-        target, prediction = (case.arrays[f"{n}{i}"].astype(np.float64) for n in ("gt", "pred"))
-        target, prediction = target.reshape(target.shape[-2:]), prediction.reshape(prediction.shape[-2:])
-        valid = (target > 1e-3) & (target < options["max_depth"])
-        if options["relative"]:
-            fit = fit_affine(prediction, target, valid)
-            prediction = fit.scale * prediction + fit.shift
-        prediction = np.clip(prediction, 1e-3, options["max_depth"])
-        values = depth_metrics(prediction, target, valid).as_dict()
-        values["delta05"] = delta_accuracy(prediction, target, valid, 1.25**0.5)
-        results[f"values{i}"] = np.array([values[names[name]] for name in case.meta["metric_names"]])
+        targets, predictions = (case.arrays[f"{n}{i}"].astype(np.float64) for n in ("gt", "pred"))
+        size = targets.shape[-2:]
+        rows = []
+        for target, prediction in zip(
+            targets.reshape(-1, *size), predictions.reshape(-1, *size), strict=True
+        ):
+            valid = (target > 1e-3) & (target < options["max_depth"])
+            if options["relative"]:
+                fit = fit_affine(prediction, target, valid)
+                prediction = fit.scale * prediction + fit.shift
+            prediction = np.clip(prediction, 1e-3, options["max_depth"])
+            values = depth_metrics(prediction, target, valid).as_dict()
+            values["delta05"] = delta_accuracy(prediction, target, valid, 1.25**0.5)
+            rows.append([values[names[name]] for name in case.meta["metric_names"]])
+        results[f"values{i}"] = np.mean(rows, axis=0)
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,12 @@ def rules(case: Case) -> Results:
             )
     abar = schedule.alphas_cumprod()
     results["alphas_cumprod"] = abar
-    results["sqrt_acp"], results["sqrt_1m_acp"] = np.sqrt(abar[:4]), np.sqrt(1 - abar[:4])
-    results["t_emb_320"] = time_embeddings([(1, 320)])[0][None]
+    for name, values in (("sqrt_acp", abar), ("sqrt_1m_acp", 1 - abar)):
+        if name in case.outputs:
+            results[name] = np.sqrt(values[: len(case.arrays[name])])
+    for name in case.outputs:
+        if part := re.fullmatch(r"t_emb_(\d+)", name):
+            results[name] = time_embeddings([(1, int(part[1]))])[0][None]
     results["time_embed"] = time_embedding(_pipeline(case).unet, 1, 1)
     return results
 
@@ -117,10 +122,11 @@ def attention_maps(case: Case) -> Results:
         q, k, size = case.tensor(options["q"]), case.tensor(options["k"]), options["size"]
         if name.startswith("self"):
             _, pooled = attention.pooled_attention(q, k, torch.zeros_like(k), attention.key_pooling(*size))
-            results[name] = attention.normalise_pooled(pooled, *size)
+            found = attention.normalise_pooled(pooled, *size)
         else:
             _, probabilities = attention.cross_attention(q, k, torch.zeros_like(k))
-            results[name] = attention.cross_maps(probabilities, *size)
+            found = attention.cross_maps(probabilities, *size)
+        results[options.get("of", name)] = found
     return results
 
 

@@ -23,7 +23,8 @@ def dinov2(case: Case) -> Results:
     from vision3d.backbone.dino import load_dino
 
     rule = case.config["interpolate_offset"], case.config["interpolate_antialias"]
-    if rule != (0.1, False):
+    # the published rule of networks without and with register tokens
+    if rule != ((0.0, True) if "register_tokens" in case.meta["key_shapes"] else (0.1, False)):
         raise UnknownVariant(f"interpolation with offset and antialias {rule}")
     prefix = case.meta.get("recipe_prefix", "")
     tensors = recipe.RecipeWeights(case.meta["key_shapes"], case.recipe_seed, prefix)
@@ -217,12 +218,13 @@ def one_step(case: Case) -> Results:
     context = _context(case, pipeline, "text_embeds_yoso")
     noise = case.tensor("latents") if "latents" in case.arrays else latent
     results: Results = {"pre": x, "image_latent": latent}
-    skips, middle = pipeline.control(latent, case.meta["t_start"], context)
+    scale = float(case.meta.get("conditioning_scale", 1.0))
+    skips, middle = pipeline.control(latent, case.meta["t_start"], context, scale)
     results |= {f"yoso_ctrl_down{i}": skip for i, skip in enumerate(skips)} | {"yoso_ctrl_mid": middle}
     steps = {"yoso": case.meta["t_start"]}
     steps |= {m[1]: int(m[2]) for n in case.outputs if (m := re.fullmatch(r"(turbo_t(\d+))_latent", n))}
     for name, t in steps.items():
-        x0 = pipeline.one_step(latent, noise, t, context)
+        x0 = pipeline.one_step(latent, noise, t, context, scale)
         normals = postprocess(pipeline.decode(x0), canvas, one_step=True)
         results[f"{name}_latent"], results[f"{name}_prediction"] = x0, normals.permute(0, 2, 3, 1)
     return results
@@ -242,7 +244,8 @@ def refine_unet(case: Case) -> Results:
 
     pipeline = _pipeline(case)
     t, context = case.meta["timestep"], case.tensor("text_embeds")
-    skips, middle = pipeline.control(case.tensor("image_latent"), t, context, refine=True)
+    scale = float(case.meta.get("conditioning_scale", 1.0))
+    skips, middle = pipeline.control(case.tensor("image_latent"), t, context, scale, refine=True)
     results: Results = {"ctrl_mid": middle, **{f"ctrl_down{i}": skip for i, skip in enumerate(skips)}}
     unet = pipeline.refine_unet
     ends = {tap_name(unet, f"dift{level}"): f"up{level}_out" for level in range(len(unet.up_blocks))}
@@ -280,7 +283,8 @@ def two_stage(case: Case) -> Results:
     fresh = tuple(case.tensor("renoise")) if "renoise" in case.arrays else ()
     draws = Draws(case.tensor("latents"), fresh)
     context = _context(case, pipeline, "text_embeds_yoso")
-    start = pipeline.one_step(latent, draws.start, case.meta["t_start"], context)
+    scale = float(case.meta.get("conditioning_scale", 1.0))
+    start = pipeline.one_step(latent, draws.start, case.meta["t_start"], context, scale)
     calls: list[tuple[Any, int, Any]] = []
     final = pipeline.refine(
         pipeline.encode(x, refine=True),
@@ -289,6 +293,7 @@ def two_stage(case: Case) -> Results:
         case.tensor("text_embeds_refine"),
         case.meta["num_inference_steps"],
         _stored_residuals(case),
+        scale,
         probe=lambda _, sample, t, x0: calls.append((sample, t, x0)),
     )
     normals = postprocess(pipeline.decode(final, refine=True), canvas, one_step=False)

@@ -36,6 +36,7 @@ from vision3d.backbone.loading import (
 )
 from vision3d.backbone.stable_diffusion import load_stable_diffusion
 from vision3d.backbone.text import FULL_DEPTH, Layer, TextEncoder
+from vision3d.backbone.vae import pixel_dtype
 from vision3d.errors import WeightsError
 from vision3d.pipelines.dmcalib.options import DMCalibConfig
 
@@ -117,7 +118,7 @@ def load_decoder(path: Path, vae_config: Mapping[str, Any], dtype: torch.dtype |
     }
     with empty_weights():
         decoder = build_decoder(vae_config)
-    source = WeightSource(path, names, keymap.as_linear, dtype, "DM-Calib depth decoder")
+    source = WeightSource(path, names, keymap.as_linear, pixel_dtype(dtype), "DM-Calib depth decoder")
     attach(decoder, source, load=False)
     return decoder
 
@@ -139,7 +140,8 @@ def load_encoder(
     names = {keymap.modern_attention(name): name for name in open_checkpoint(path)}
     with empty_weights():
         vae = encoder_only(AutoencoderKL.from_config(dict(vae_config)))
-    attach(vae, WeightSource(path, names, keymap.as_linear, dtype, "DM-Calib encoder"), load=False)
+    source = WeightSource(path, names, keymap.as_linear, pixel_dtype(dtype), "DM-Calib encoder")
+    attach(vae, source, load=False)
     return vae
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -140,7 +141,7 @@ def numbers(text: str, count: int, option: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != count:
+    if len(values) != count or not all(map(math.isfinite, values)):
         wanted = ",".join(("x", "y") if count == 2 else ("x0", "y0", "x1", "y1"))
         raise InputError(f"{option} {text!r}", f"give {wanted} in pixels, without spaces")
     return values

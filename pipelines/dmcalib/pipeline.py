@@ -356,7 +356,8 @@ class DMCalib(Residency):
             probe("unet_in", latents)
             probe("unet_out", out)
         with self.resident(self.vae, self.depth_decoder):
-            raw = decode_features(self.depth_decoder, self.vae.post_quant_conv(out / self.latent_scale))
+            unscaled = out.to(self.vae.post_quant_conv.weight.dtype) / self.latent_scale
+            raw = decode_features(self.depth_decoder, self.vae.post_quant_conv(unscaled))
         if probe is not None:
             probe("decoder_raw", raw)
         return raw

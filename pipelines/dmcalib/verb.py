@@ -158,6 +158,7 @@ def calibrate(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
         loader,
         out,
+        kind="camera",
         fingerprint=provenance.fingerprint,
         formats=formats if depth else (),
         batch_size=batch_size,

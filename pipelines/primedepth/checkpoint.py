@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from vision3d.backbone import keymap
 from vision3d.backbone.loading import WeightSource, attach, empty_weights, open_checkpoint
 from vision3d.backbone.text import load_text_tower
-from vision3d.backbone.vae import SCALING_FACTOR, set_group_norm_eps
+from vision3d.backbone.vae import SCALING_FACTOR, pixel_dtype, set_group_norm_eps
 from vision3d.errors import WeightsError
 from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefiner
 
 UNET, VAE, LABELLER, TEXT = "model.diffusion_model.", "first_stage_model.", "labeller.", "cond_stage_model."
+IN_PIXELS = ("vae", "depth_head")
+"""Networks whose 16 bits would show in the result."""
 HEADS = {"depth": LABELLER + "depth_predictor.", "segmentation": LABELLER + "label_predictor."}
 
 
@@ -175,7 +177,8 @@ def load_networks(
     Args:
         path: ``.ckpt``, ``.pt`` or ``.safetensors``, with or without a ``state_dict`` wrapper.
         config: sizes, the published ones by default.
-        dtype: floating dtype to load as; None keeps the file's.
+        dtype: floating dtype to load as; None keeps the file's. Autoencoder and depth head take float32 in place of
+            16 bits.
         tensors: the checkpoint's tensors, if they are at hand already.
 
     Returns:
@@ -219,6 +222,8 @@ def load_networks(
             for unused in ("decoder", "post_quant_conv"):  # some files leave this half out
                 setattr(network, unused, None)
         source = WeightSource(path, names[name], dtype=dtype, label=f"PrimeDepth {name}", tensors=kept)
+        if name in IN_PIXELS:
+            source.dtype = pixel_dtype(dtype)
         if name == "vae" or name.endswith("head"):
             source.transform = keymap.as_linear
         attach(network, source, load=False)

@@ -27,12 +27,12 @@ from vision3d.backbone.residency import DiffusersResidency
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.sharing import share, shared_moments
 from vision3d.backbone.text import Layer, TextEncoder, load_text_tower
-from vision3d.backbone.vae import encode_moments
+from vision3d.backbone.vae import encode_moments, pixel_dtype, set_group_norm_eps
 from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
 from vision3d.geometry.tiling import Tiling
 from vision3d.memory import in_batches
-from vision3d.pipelines.primedepth.checkpoint import PrimeDepthConfig, load_networks
+from vision3d.pipelines.primedepth.checkpoint import IN_PIXELS, PrimeDepthConfig, load_networks
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.tiling import blend_tiles
@@ -52,8 +52,7 @@ def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, in
     """Size ``(height, width)`` at which an image is processed.
 
     Images within ``max_size`` keep their size. Larger ones are scaled as torchvision's ``Resize`` does: a square to
-    ``max_size``, others to a shorter side of ``max_size - 1`` unless the longer then exceeds ``max_size``. No side
-    becomes smaller than one latent.
+    ``max_size``, others to a shorter side of ``max_size - 1`` unless the longer then exceeds ``max_size``.
     """
     if max(height, width) <= max_size:
         return height, width
@@ -62,7 +61,7 @@ def working_size(height: int, width: int, max_size: int = 1024) -> tuple[int, in
     short, long = min(height, width), max(height, width)
     new_short, new_long = max_size - 1, int((max_size - 1) * long / short)
     if new_long > max_size:
-        new_short, new_long = max(8, int(max_size * new_short / new_long)), max_size
+        new_short, new_long = int(max_size * new_short / new_long), max_size
     return (new_short, new_long) if height < width else (new_long, new_short)
 
 
@@ -193,9 +192,8 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         }
         for name, kind in kinds.items():
             if (folder / name).is_dir():
-                networks[name] = loading.load_component(kind, folder / name, dtype=dtype, load=False)
-        from vision3d.backbone.vae import set_group_norm_eps
-
+                floating = pixel_dtype(dtype) if name in IN_PIXELS else dtype
+                networks[name] = loading.load_component(kind, folder / name, dtype=floating, load=False)
         missing = [n for n in ("vae", "unet", "refiner", "depth_head") if n not in networks]
         if missing:
             raise WeightsError(
@@ -252,7 +250,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         mean, logvar = shared_moments(self.vae, images, encode=run)
         if noise is not None:
             mean = mean + (0.5 * logvar).exp() * noise
-        return mean * self.vae.config.scaling_factor
+        return (mean * self.vae.config.scaling_factor).to(self.unet.dtype)
 
     @torch.no_grad()
     def refine(self, latents: Tensor, noise: Tensor, context: Tensor, probe: Probe | None = None) -> Tensor:
@@ -265,7 +263,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
     def predict_depth(self, refined: Tensor) -> Tensor:
         """Inverse depth ``(B, 1, 8h, 8w)``: the mean of the head's channels."""
         with self.resident(self.depth_head):
-            return self.depth_head(refined).mean(dim=1, keepdim=True)
+            return self.depth_head(refined.to(self.depth_head.dtype)).mean(dim=1, keepdim=True)
 
     @torch.no_grad()
     def predict_segmentation(self, refined: Tensor) -> Tensor:
@@ -315,6 +313,8 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, photo in enumerate(photos):
             size = working_size(*photo.size, options.max_size or self.config.max_size)
+            if size != tuple(photo.size):  # no side of a long panorama becomes smaller than one latent
+                size = max(8, size[0]), max(8, size[1])
             sizes.setdefault(size, []).append(i)
         results: dict[int, DepthPrediction] = {}
         batches = (
@@ -406,7 +406,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             )
             refined = self.refine(
                 self.encode(images, posterior.to(images) if posterior is not None else None),
-                torch.cat([n[1] for n in noises]).to(images.device, self.vae.dtype),
+                torch.cat([n[1] for n in noises]).to(images.device, self.unet.dtype),
                 context,
             )
             depth = self.predict_depth(refined).float()

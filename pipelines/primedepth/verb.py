@@ -96,6 +96,7 @@ def depth(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
         Loader(weights, options, device, memory, ensemble, text_encoder),
         out,
+        kind="depth",
         fingerprint=provenance.fingerprint,
         formats=formats,
         batch_size=batch_size,

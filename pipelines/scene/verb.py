@@ -103,6 +103,7 @@ def scene(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
         Loader(options, given, device, memory),
         out,
+        kind="scene",
         fingerprint=provenance.fingerprint,
         formats=formats,
         engine=engine_of(engine),

@@ -140,7 +140,7 @@ class GeometricMatcher:
         except (OSError, ValueError, ImportError) as error:
             raise WeightsError(
                 f"{source}: the weights of {name} are not on this machine",
-                f"get them with `huggingface-cli download {HUB[name]}`, or give their folder",
+                f"get them with `hf download {HUB[name]}`, or give their folder",
             ) from error
         return cls(name, network.to(place).eval(), processor, source, place, weights_checksum(name, weights))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def _by_rembg(photo: Photo) -> np.ndarray:
             f"no mask for {photo.name}, and rembg, which could find its object, is not installed",
             "give masks with --mask-a and --mask-b, or pip install 'rembg[cpu]'",
         ) from error
+    home = os.getenv("U2NET_HOME") or Path(os.getenv("XDG_DATA_HOME", "~")) / ".u2net"
     try:
+        if not (Path(home).expanduser() / f"{REMBG_MODEL}.onnx").is_file():  # it would get it without asking
+            raise FileNotFoundError("it is not on this machine")
         session = rembg.new_session(REMBG_MODEL)
         found = np.asarray(rembg.remove(photo.to_pil(), only_mask=True, session=session))
     except (OSError, ValueError, RuntimeError) as error:
@@ -123,7 +127,7 @@ def segment_at(
     except (OSError, ImportError, ValueError) as error:
         raise ResourceError(
             f"Segment Anything ({model}) is not on this machine",
-            f"get it with `huggingface-cli download {model}`, or give masks as pictures",
+            f"get it with `hf download {model}`, or give masks as pictures",
         ) from error
     inputs = processor(photo.to_pil(), input_points=[[list(point)]], return_tensors="pt").to(place)
     with torch.no_grad():

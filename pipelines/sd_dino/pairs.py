@@ -90,13 +90,18 @@ def pair_jobs(first: Images, second: Images) -> list[PairJob]:
     """
     same = [r.path for r in first.refs.values()] == [r.path for r in second.refs.values()] and len(first) > 1
     single = len(first) == 1 and len(second) == 1
-    jobs = []
+    jobs: list[PairJob] = []
+    taken: set[str] = set()
     names = list(second)
     for i, a in enumerate(first):
         others = names[i + 1 :] if same else names
         for b in others[:: 1 if i % 2 == 0 else -1]:
-            title = f"{a}__{b}".replace("/", "-")
-            jobs.append(PairJob(a, b, title if not single else f"{a}__{b}"))
+            title = base = f"{a}__{b}" if single else f"{a}__{b}".replace("/", "-")
+            number = 2
+            while title in taken:  # names may hold what joins them
+                title, number = f"{base}-{number}", number + 1
+            taken.add(title)
+            jobs.append(PairJob(a, b, title))
     return jobs
 
 

@@ -36,6 +36,7 @@ from vision3d.backbone.loading import (
     read_config,
 )
 from vision3d.backbone.text import load_text_tower
+from vision3d.backbone.vae import pixel_dtype
 from vision3d.errors import WeightsError
 from vision3d.pipelines.stablenormal.network import (
     IMAGE_BRANCH_UNUSED,
@@ -78,8 +79,9 @@ def line_of(folder: Path, index: Mapping[str, Any]) -> str:
     """``v0`` or ``v1``: as the index says, else by the version in a name, else by whether text parts are there."""
     if "line" in index:
         return str(index["line"])
-    names = [str(index.get("_name_or_path", "")).rstrip("/"), *(part for part in reversed(folder.parts))]
-    for name in names:
+    # diffusers notes where a pipeline came from when it was saved, which is older than the folder's own name
+    noted = str(index.get("_name_or_path", "")).rstrip("/")
+    for name in (folder.name, noted, *reversed(folder.parts[:-1])):
         version = parse_version(name.rpartition("/")[2])
         if version is not None:
             return "v0" if version < PROMPT_FREE_SINCE else "v1"
@@ -116,7 +118,7 @@ def load_folder(
 
     Args:
         folder: released one-step or refinement folder, or one of ours.
-        dtype: floating dtype to load as; the autoencoder is kept in float32 where that is float16.
+        dtype: floating dtype to load as; the autoencoder takes float32 in place of 16 bits.
         semantic: load the semantic branch.
         trust_remote_code: run the branch's Python file in the folder instead of our reading of it.
 
@@ -156,7 +158,7 @@ def load_folder(
     if semantic and (folder / "dino").is_dir():
         loaded.networks["dino"] = load_dino(folder / "dino", dtype=dtype, load=False)
     for name, value in index.items():
-        if name in SCALARS and not isinstance(value, (list, dict)):
+        if name in SCALARS and value is not None and not isinstance(value, (list, dict)):
             loaded.scalars[name] = value
     if second:
         # A released refinement's prompt is the second stage's.
@@ -177,9 +179,7 @@ def _load_part(part: str, place: Path, dtype: torch.dtype | None) -> nn.Module:
         return load_image_branch(place, dtype=dtype)
     if part == "unet":
         return load_component(UNet2DConditionModel, place, dtype=dtype, load=False)
-    # float16 overflows in the decoder of some autoencoders
-    kept = torch.float32 if dtype == torch.float16 else dtype
-    return load_component(AutoencoderKL, place, dtype=kept, load=False)
+    return load_component(AutoencoderKL, place, dtype=pixel_dtype(dtype), load=False)
 
 
 def image_branch_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class NormalOptions:
 
     Attributes:
         turbo: one step only; otherwise refined, where the weights have a refinement.
-        steps: network calls of the refinement (published: 10 in the prompted line, 2 in the prompt-free one).
+        steps: network calls of the refinement (published: 10 in the prompted line, which takes at least 2; 2 in the
+            prompt-free one).
         t_start: timestep of the first stage (published: 401, turbo 0).
         prompt: text of the first stage.
         refine_prompt: text of the refinement.
@@ -65,8 +66,8 @@ class NormalOptions:
         Raises:
             InputError: naming the value.
         """
-        if self.steps is not None and not 2 <= self.steps <= 1000:
-            raise InputError(f"steps {self.steps}", "give 2 to 1000, or choose turbo for a single step")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise InputError(f"steps {self.steps}", "give 1 to 1000")
         if self.steps is not None and self.turbo:
             raise InputError("steps with turbo, which takes one", "leave one of the two out")
         if self.t_start is not None and not 0 <= self.t_start < 1000:

@@ -254,7 +254,8 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         if origin.first_stage is not None:
             one_step = checkpoint.load_folder(origin.first_stage, dtype=dtype, semantic=False)
             networks = {**one_step.networks, **networks}
-            kept = {k: v for k, v in one_step.scalars.items() if k != "default_denoising_steps"}
+            second = ("default_denoising_steps", "default_processing_resolution")  # the refinement's own
+            kept = {k: v for k, v in one_step.scalars.items() if k not in second}
             scalars = {**scalars, **kept}
         if origin.dino is not None:
             networks["dino"] = load_dino(origin.dino, dtype=dtype, load=False)
@@ -474,6 +475,8 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         prompt_free = config.line == "v1"
         if options.steps is not None and not refine:
             raise InputError("steps, but these weights have no refinement", "leave --steps out")
+        if options.steps == 1 and not prompt_free:
+            raise InputError("steps 1", "give 2 to 1000, or choose turbo for a single step")
         if prompt_free and not refine and options.ensemble > 1:
             raise InputError(
                 "an ensemble of the prompt-free one-step line, which draws no noise", "use one member"

@@ -164,6 +164,7 @@ def normals(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),
         loader,
         out,
+        kind="normals",
         fingerprint=provenance.fingerprint,
         formats=formats,
         batch_size=1 if options.stabilise else batch_size,

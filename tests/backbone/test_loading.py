@@ -97,7 +97,12 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, ldm) -> None:
     half = tmp_path / "half.ckpt"
     torch.save({"state_dict": ldm}, half)
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    page, picture = tmp_path / "page.ckpt", tmp_path / "picture.pt"
+    page.write_text("<!DOCTYPE html><html>404 not found</html>")
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(200)))
     for path, words in (
+        (page, "no weight file, but a web page"),
+        (picture, "no weight file"),
         (tmp_path / "none.ckpt", "no such"),
         (empty, "empty"),
         (cut, "damaged"),

@@ -149,3 +149,16 @@ def test_what_cannot_be_scored_is_one_clear_line(call):
     with pytest.raises(InputError) as caught:
         call()
     assert "\n" not in str(caught.value) and ";" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "width"), [(20, 116), (20, 84), (40, 58), (36, 150), (30, 159), (50, 145), (64, 200)]
+)
+def test_nearest_reduction_is_that_of_torch(limit: int, width: int) -> None:
+    import torch
+
+    values = torch.arange(width, dtype=torch.float32)[None, None].expand(1, 40, width)
+    expected = torch.nn.Upsample(scale_factor=min(limit / 40, limit / width), mode="nearest")(values)[0, 0]
+    rows, columns = nearest_reduction((40, width), limit, width_only=True)
+    np.testing.assert_array_equal(columns[0], expected.numpy().astype(int))
+    assert len(rows) == 40

@@ -306,3 +306,36 @@ def test_without_locks_leftovers_go_once_they_are_old(tmp_path: Path, monkeypatc
         (staging / "done").write_text("")
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_full_disk_is_told_through_the_libraries_that_hide_it(small_disk: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    big = {"weight": torch.zeros(1 << 20)}
+    with (
+        pytest.raises(OutputError, match="disk is full"),
+        atomic_path(small_disk / "a.safetensors") as path,
+    ):
+        save_file(big, path)
+    with pytest.raises(OutputError, match="disk is full"), atomic_path(small_disk / "a.ckpt") as path:
+        torch.save(big, path)
+    assert everything_in(small_disk) == []
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "shard"
+    move = os.replace
+
+    def slow(source: Path, destination: Path) -> None:
+        if destination == target and not target.exists():
+            target.mkdir()
+            (target / "done").write_text("theirs")
+        move(source, destination)
+
+    monkeypatch.setattr(os, "replace", slow)
+    with staged_folder(target, last="done") as staging:
+        (staging / "done").write_text("ours")
+    assert everything_in(tmp_path) == ["shard", "shard/done"] and (target / "done").read_text() == "ours"

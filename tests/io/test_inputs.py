@@ -244,3 +244,10 @@ def test_a_video_keeps_its_name_beside_its_own_results(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").unlink()
     with pytest.raises(InputError, match="earlier results"):
         names(tmp_path, recursive=True)
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line() -> None:
+    from vision3d.io.photo import as_path
+
+    with pytest.raises(InputError, match="too long; check its name"):
+        as_path("x" * 5000)

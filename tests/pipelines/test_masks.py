@@ -23,6 +23,13 @@ def photo(tmp_path: Path) -> Photo:
     return load_photo(tmp_path / "thing.png")
 
 
+@pytest.fixture
+def model_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "isnet-general-use.onnx").touch()
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path / "models"))
+
+
 def rembg_that(monkeypatch: pytest.MonkeyPatch, new_session: object) -> list[dict]:
     """A stand-in for the package: bright pixels are the object."""
     module = ModuleType("rembg")
@@ -37,6 +44,7 @@ def rembg_that(monkeypatch: pytest.MonkeyPatch, new_session: object) -> list[dic
     return calls
 
 
+@pytest.mark.usefixtures("model_is_here")
 def test_rembg_finds_the_object_with_a_model_that_all_may_use(
     photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +54,18 @@ def test_rembg_finds_the_object_with_a_model_that_all_may_use(
     assert calls == [{"only_mask": True, "session": "session of isnet-general-use"}]
 
 
+def test_rembg_is_not_let_download_its_model(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path / "none"))
+    asked: list[str] = []
+    rembg_that(monkeypatch, asked.append)
+    with pytest.raises(ResourceError, match="rembg d isnet-general-use"):
+        object_mask(photo)
+    assert not asked
+
+
+@pytest.mark.usefixtures("model_is_here")
 def test_a_model_that_rembg_cannot_get_is_one_line(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(name: str) -> None:
         raise ConnectionError("github.com cannot be reached\nand more of it")

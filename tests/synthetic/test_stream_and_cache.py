@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,3 +244,47 @@ def test_shards_of_other_seeds_may_have_another_size(tmp_path: Path, monkeypatch
     told = describe_source(cache)
     assert told["seeds"] == [[30, 36], [36, 38]] and told["sizes"] == [[24, 32], [32, 24]]
     assert "24x32" in repr(cache) and "32x24" in repr(cache)
+
+
+def test_a_full_disk_is_noticed_before_a_shard_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OutputError, match="disk is full"):
+        ShardCache(tmp_path).write_shard(0, iter([render_sample(0, SIZE)]), SIZE, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_shard_is_rendered_again_and_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vision3d.training.data import open_source
+
+    monkeypatch.setattr(cache_module, "SHARD", 3)
+    ShardCache(tmp_path).fill(range(6), SIZE, workers=0)
+    (tmp_path / "shard-000000003" / "meta.json").write_text("")
+    with pytest.raises(InputError, match="shard-000000003 is damaged"):
+        open_source(tmp_path)
+    assert ShardCache(tmp_path).fill(range(6), SIZE, workers=0) == 3
+    assert len(open_source(tmp_path)) == 6
+
+
+def test_a_worker_that_dies_is_told_and_is_no_silent_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vision3d import cli
+    from vision3d.synthetic import verb
+
+    def killed(*_: object, **__: object) -> None:
+        with WorldStream(range(10_000), SIZE, workers=1) as stream:
+            iterator = iter(stream)
+            next(iterator)
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            list(iterator)
+
+    monkeypatch.setattr(verb, "_fill_shards", killed)
+    assert cli.main(["synthesize", "--shards", "--out", str(tmp_path / "out")]) == 2
+    assert "a rendering process died" in capsys.readouterr().err

@@ -378,3 +378,17 @@ def test_muon_decays_weights_as_adamw_does():
         parameter.grad = torch.zeros(8, 8)
         optimizer.step()
         assert torch.allclose(parameter, torch.full((8, 8), 0.95)), kind
+
+
+def test_leftovers_of_killed_saves_are_removed(tmp_path):
+    left = tmp_path / "checkpoints" / ".step-00000005.123-0123abcd.partial"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    Trainer(RegressionTask(), replace(SETTINGS, steps=2), tmp_path).run()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["threads", "workers"])
+def test_negative_counts_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} is -1"):
+        replace(SETTINGS, **{name: -1})

@@ -244,7 +244,8 @@ class Backbone:
         if sample == "sample":
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             mean = mean + (0.5 * logvar).exp() * noise
-        return mean * vae.config.scaling_factor
+        latents = mean * vae.config.scaling_factor
+        return latents if self.sd.unet is None else latents.to(self.sd.unet.dtype)
 
     def text(self, prompts: str | Sequence[str] = "", layer: Layer = "last") -> Tensor:
         """Embeddings ``(B, 77, C)``; known prompts come from disk and the tower stays unread.
@@ -360,7 +361,7 @@ class Backbone:
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [0, 1] ``(B, 3, 8h, 8w)`` for scaled latents."""
         vae = self._use(self.sd.vae if self.sd is not None else None, "autoencoder")
-        images = decode(vae, latents / vae.config.scaling_factor)
+        images = decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
         self._done(vae)
         return (images / 2 + 0.5).clamp(0, 1)
 

@@ -106,6 +106,11 @@ def _load_pickle(path: Path) -> Any:
                 raise
             return load(False)  # files written before torch 1.6 cannot be mapped
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a bare pickle
+                raise WeightsError(
+                    f"{path}: no weight file, but a web page, a picture or the like", "download it again"
+                ) from error
         reason = str(error).splitlines()[0] if "Unsupported" not in str(error) else "it needs code to load"
         if "global" in str(error).lower() or "unsupported" in str(error).lower():
             raise WeightsError(

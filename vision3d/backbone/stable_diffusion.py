@@ -25,7 +25,7 @@ from vision3d.backbone.loading import (
     read_config,
 )
 from vision3d.backbone.schedule import PredictionType
-from vision3d.backbone.vae import SCALING_FACTOR
+from vision3d.backbone.vae import SCALING_FACTOR, pixel_dtype
 from vision3d.errors import WeightsError
 
 LDM_UNET, LDM_VAE = "model.diffusion_model.", "first_stage_model."
@@ -129,7 +129,7 @@ def load_stable_diffusion(
 
     Args:
         source: diffusers folder (with ``unet/`` and ``vae/``), component folder, component file, or LDM single file.
-        dtype: floating dtype to load as; None keeps the file's.
+        dtype: floating dtype to load as; None keeps the file's. The autoencoder takes float32 in place of 16 bits.
         prediction_type: what the UNet predicts, where the source does not say.
         family: ``sd1`` or ``sd2`` if the task needs that one.
         load: read the weights now; otherwise at first use.
@@ -153,15 +153,16 @@ def _from_folder(folder: Path, dtype: torch.dtype | None, load: bool) -> StableD
     parts: dict[str, Any] = {}
     for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         if (folder / name).is_dir():
-            parts[name] = load_component(kind, folder / name, dtype=dtype, load=load)
+            floating = pixel_dtype(dtype) if name == "vae" else dtype
+            parts[name] = load_component(kind, folder / name, dtype=floating, load=load)
     if not parts:
         declared = read_config(folder).get("_class_name")
         kinds = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
         if declared not in kinds:
             raise WeightsError(f"{folder}: no unet/ or vae/ in this folder", "give a Stable Diffusion folder")
-        parts["unet" if "UNet" in declared else "vae"] = load_component(
-            kinds[declared], folder, dtype=dtype, load=load
-        )
+        name = "unet" if "UNet" in declared else "vae"
+        floating = pixel_dtype(dtype) if name == "vae" else dtype
+        parts[name] = load_component(kinds[declared], folder, dtype=floating, load=load)
     unet = parts.get("unet")
     predicts: PredictionType = "epsilon"
     if (folder / "scheduler" / "scheduler_config.json").is_file():
@@ -225,5 +226,6 @@ def _build(
         module: nn.Module = cls(**config)
     source = WeightSource(path, names, dtype=dtype, label=cls.__name__)
     if cls is AutoencoderKL:
+        source.dtype = pixel_dtype(dtype)
         source.transform = keymap.as_linear
     return attach(module, source, load=load)

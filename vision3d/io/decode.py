@@ -29,6 +29,8 @@ _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"II*\x00"
 _MAGIC |= {b"RIFF": "WebP", b"BM": "BMP"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _TOLD = ("orientation", "make", "model", "lens", "focal_mm", "focal_35mm")  # of EXIF, in Photo.info
+UNDECODABLE = (OSError, SyntaxError, ValueError, IndexError, EOFError, RuntimeError)
+"""What Pillow's decoders raise for damaged data."""
 _truncated_lock = threading.Lock()  # Pillow's switch for damaged files is global
 
 
@@ -74,7 +76,7 @@ def decode_image(data: bytes, label: str) -> Decoded:
             exif, size = read_exif(image), image.size
             try:
                 image.load()
-            except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+            except UNDECODABLE as error:
                 image, truncated = _salvage(data, label, error), True
             decoded = _decode(image, label, exif, size, None if truncated else data)
         except (MemoryError, OverflowError) as error:
@@ -94,15 +96,7 @@ def _open(data: bytes, label: str) -> Image.Image:
         raise InputError(
             f"{label} has more than {MAX_PIXELS / 1e6:.0f} million pixels", "resize it first"
         ) from error
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        IndexError,
-        EOFError,
-        TypeError,
-    ) as error:
+    except (UnidentifiedImageError, TypeError, *UNDECODABLE) as error:
         kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
         if kind:
             raise InputError(
@@ -138,7 +132,7 @@ def _salvage(data: bytes, label: str, cause: Exception) -> Image.Image:
     if data.startswith(b"\xff\xd8"):
         # With an end marker libjpeg finishes what it has, all scans of a progressive file included.
         image = _open(data + b"\xff\xd9", label)
-        with contextlib.suppress(OSError, SyntaxError, ValueError):
+        with contextlib.suppress(*UNDECODABLE):
             image.load()
             if _decoded_rows(np.asarray(image)) > 0:
                 return image
@@ -150,7 +144,7 @@ def _salvage(data: bytes, label: str, cause: Exception) -> Image.Image:
                 image.load()
                 if _decoded_rows(np.asarray(image)) > 0:
                     return image
-            except (OSError, SyntaxError, ValueError, IndexError, EOFError):
+            except UNDECODABLE:
                 pass
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -70,11 +70,27 @@ def _nearest_existing(path: Path) -> Path:
 
 @contextmanager
 def output_errors(target: Path) -> Iterator[None]:
-    """Turn every ``OSError`` inside into an :class:`OutputError` about ``target``."""
+    """Turn every ``OSError`` inside into an :class:`OutputError` about ``target``, and what libraries make of one."""
     try:
         yield
     except OSError as error:
         raise as_output_error(error, target) from error
+    except Exception as error:
+        if (number := _refused(error)) is None:
+            raise
+        raise as_output_error(OSError(number, str(error)), target) from error
+
+
+def _refused(error: Exception) -> int | None:
+    """The number of the ``OSError`` that safetensors or torch hide when a file cannot be written."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    # torch says only that it failed
+    return (
+        errno.ENOSPC
+        if re.search(r"PytorchStreamWriter|unexpected pos \d+|iostream error", str(error))
+        else None
+    )
 
 
 def make_folder(folder: str | os.PathLike[str]) -> Path:
@@ -167,10 +183,7 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
             for file in files:
                 fsync_path(staging / file)
             fsync_path(staging)
-            if not folder.exists():
-                os.replace(staging, folder)  # noqa: PTH105
-                fsync_path(folder.parent)
-            else:
+            if not _moved_to(staging, folder):
                 (folder / last).unlink(missing_ok=True)
                 fsync_path(folder)
                 for file in [*(f for f in files if str(f) != last), Path(last)]:
@@ -182,6 +195,20 @@ def staged_folder(folder: str | os.PathLike[str], *, last: str) -> Iterator[Path
             shutil.rmtree(staging, ignore_errors=True)
         if lock >= 0:
             unlock_and_close(lock)
+
+
+def _moved_to(staging: Path, folder: Path) -> bool:
+    """Rename a staging to ``folder``, unless something is there, even if it came this moment."""
+    if folder.exists():
+        return False
+    try:
+        os.replace(staging, folder)  # noqa: PTH105
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    fsync_path(folder.parent)
+    return True
 
 
 def _make_staging(folder: Path) -> tuple[Path, int]:

@@ -159,7 +159,7 @@ def as_path(source: str | os.PathLike[str]) -> Path:
     """The path meant by ``source``: as it is if it exists, else with ``~`` or ``~user`` expanded, if that is anybody's.
 
     Raises:
-        InputError: an internet address.
+        InputError: an internet address, a name that is too long, or a folder on the way that may not be entered.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(source)):
         raise InputError(f"{source} is an address, not a file", "download it and give the file")
@@ -168,6 +168,8 @@ def as_path(source: str | os.PathLike[str]) -> Path:
         return path if path.exists() else path.expanduser()
     except RuntimeError:  # nobody is called so
         return path
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}", "check its name and permissions") from error
 
 
 def _load_file(path: Path) -> Photo:

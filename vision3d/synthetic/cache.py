@@ -9,19 +9,18 @@ Fill one with ``vision3d synthesize --shards --out DIR --count 20000 --size 128 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vision3d.errors import InputError, OutputError
+from vision3d.errors import InputError
+from vision3d.io.files import DAMAGED, remove_stagings, staged_folder, write_npy
 from vision3d.progress import progress
 from vision3d.synthetic.sample import KEYPOINT, Sample
 
@@ -29,6 +28,10 @@ SHARD = 120
 """Samples per shard; a multiple of the views per scene."""
 
 VERSION = 1
+
+
+class _MadeElsewhere(Exception):
+    """Another process was faster."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,20 @@ class ShardCache:
         """Looks for shards that were completed since."""
         self.shards: list[tuple[int, int]] = []  # (first seed, count)
         self.sizes: list[tuple[int, int]] = []  # height and width of every shard's samples
+        self.damaged: list[Path] = []  # shards that cannot be read
         for path in sorted(self.folder.glob("shard-*/meta.json")):
-            meta = json.loads(path.read_text())
-            if meta["version"] != VERSION:
-                raise InputError(f"{path.parent} is of cache version {meta['version']}", "render it again")
-            self.shards.append((meta["first"], meta["count"]))
-            self.sizes.append((meta["size"][0], meta["size"][1]))
+            try:
+                meta = json.loads(path.read_text())
+                if meta["version"] != VERSION:
+                    raise InputError(
+                        f"{path.parent} is of cache version {meta['version']}", "render it again"
+                    )
+                held, size = (meta["first"], meta["count"]), (meta["size"][0], meta["size"][1])
+            except DAMAGED:
+                self.damaged.append(path.parent)
+                continue
+            self.shards.append(held)
+            self.sizes.append(size)
         self._ends = np.cumsum([count for _, count in self.shards]) if self.shards else np.zeros(0, int)
 
     def __len__(self) -> int:
@@ -152,12 +163,9 @@ class ShardCache:
             OutputError: where the folder cannot be written; nothing is left behind.
         """
         target = self.folder / _name(first)
-        work = self.folder / f".{_name(first)}.{os.getpid()}"
-        shorter = work.with_name(f"{work.name}.shorter")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
+        with suppress(_MadeElsewhere), staged_folder(target, last="meta.json") as work:
             arrays = {
-                name: np.lib.format.open_memmap(work / f"{name}.npy", "w+", dtype, (count, *size, *tail))
+                name: _mapped(work / f"{name}.npy", dtype, (count, *size, *tail))
                 for name, (dtype, tail) in _ARRAYS.items()
             }
             K, pose = np.zeros((count, 3, 3)), np.zeros((count, 4, 4))
@@ -182,10 +190,10 @@ class ShardCache:
             for array in arrays.values():
                 array.flush()
             del arrays
-            np.save(work / "K.npy", K)
-            np.save(work / "pose.npy", pose)
-            np.save(work / "keypoints.npy", np.concatenate(keypoints))
-            np.save(work / "keypoint_ends.npy", np.array(ends))
+            write_npy(work / "K.npy", K)
+            write_npy(work / "pose.npy", pose)
+            write_npy(work / "keypoints.npy", np.concatenate(keypoints))
+            write_npy(work / "keypoint_ends.npy", np.array(ends))
             meta = {
                 "version": VERSION,
                 "first": first,
@@ -195,23 +203,8 @@ class ShardCache:
                 "kinds": kinds,
             }
             (work / "meta.json").write_text(json.dumps(meta))
-            # another process was faster, and the same seeds give the same bytes; or what is there is of a smaller
-            # request, or damaged
-            while not _holds(target, count):
-                try:
-                    if target.exists():
-                        target.rename(shorter)
-                    work.rename(target)
-                except OSError as error:  # it came or went meanwhile
-                    if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
-                        raise
-                shutil.rmtree(shorter, ignore_errors=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {target}: {error.strerror or error}", "check space and rights"
-            ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if _holds(target, count):  # the same seeds give the same bytes
+                raise _MadeElsewhere
         return target
 
     def fill(self, seeds: range, size: tuple[int, int], workers: int = 1) -> int:
@@ -227,6 +220,7 @@ class ShardCache:
         """
         if seeds.step != 1 or not len(seeds):
             raise InputError(f"seeds {seeds} are not a rising run", "give a first and a last seed")
+        remove_stagings(self.folder)
         have = {first: (count, shape) for (first, count), shape in zip(self.shards, self.sizes, strict=True)}
         runs = []
         for first in range(seeds.start, seeds.stop, SHARD):
@@ -246,6 +240,17 @@ class ShardCache:
                 self.write_shard(first, samples, size, count)
         self.refresh()
         return todo
+
+
+def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+    """A new ``.npy`` file to fill through memory. Raises OSError where there is no room for all of it."""
+    array: np.memmap = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(
+        os, "posix_fallocate"
+    ):  # a sparse file on a full disk would end the process when it is written
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _rendered(

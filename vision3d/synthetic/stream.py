@@ -133,7 +133,8 @@ class WorldStream:
                 if block is None:
                     exhausted = True
                     return
-                pipe.send(block)
+                with _while_alive():
+                    pipe.send(block)
                 owed[id(pipe)] += len(block)
                 waiting += len(block)
 
@@ -143,12 +144,8 @@ class WorldStream:
                     feed(pipe)
                 for source in wait(self._pipes):
                     assert isinstance(source, Connection)
-                    try:
+                    with _while_alive():
                         number, sample = source.recv()
-                    except EOFError:
-                        raise ResourceError(
-                            "a rendering process died", "see whether memory ran out"
-                        ) from None
                     if number is None:
                         raise sample
                     owed[id(source)] -= 1
@@ -158,6 +155,15 @@ class WorldStream:
             for pipe in self._pipes:
                 feed(pipe)
             yield sample
+
+
+@contextlib.contextmanager
+def _while_alive() -> Iterator[None]:
+    """Says in one line that the worker at the other end of a pipe is gone."""
+    try:
+        yield
+    except (EOFError, OSError):
+        raise ResourceError("a rendering process died", "see whether memory ran out") from None
 
 
 def _blocks(seeds: Sequence[int]) -> Iterator[list[int]]:

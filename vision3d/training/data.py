@@ -78,7 +78,12 @@ def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> Sample
         )
     from vision3d.synthetic import ShardCache
 
-    source: SampleSource = ShardCache(data)
+    source = ShardCache(data)
+    if source.damaged:
+        raise InputError(
+            f"the shard {source.damaged[0]} is damaged",
+            "`vision3d synthesize --shards` with its seeds renders it again; or remove it",
+        )
     if len(source) == 0:
         raise InputError(f"the cache {data} holds no samples", "render some first")
     return source

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
-from vision3d.io.files import atomic_path, make_folder, staged_folder
+from vision3d.io.files import atomic_path, make_folder, output_errors, remove_stagings, staged_folder
 from vision3d.progress import say, warn
 from vision3d.training import checkpoint as ckpt
 from vision3d.training.ema import ExponentialMovingAverage
@@ -100,6 +100,9 @@ class TrainerSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}", "give a positive number")
+        for name in ("threads", "workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}", "give 0 or more")
         if not 0.0 <= self.ema < 1.0:
             raise InputError(f"ema is {self.ema}", "give a decay in [0, 1)")
 
@@ -214,6 +217,7 @@ class Trainer:
         """
         settings = self.settings
         make_folder(self.out)
+        remove_stagings(self.out / "checkpoints")
         newest = ckpt.latest_checkpoint(self.out / "checkpoints")
         if newest is not None and not resume:
             raise InputError(f"{self.out} holds a run up to {newest.name}", "add --resume or use a new --out")
@@ -508,7 +512,8 @@ class Trainer:
                 self._board.add_scalar(f"train/{name}", value, self.step)
 
     def _write_log(self, entry: dict[str, Any]) -> None:
-        with (self.out / "log.jsonl").open("a") as file:
+        path = self.out / "log.jsonl"
+        with output_errors(path), path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _say(self, text: str) -> None:
