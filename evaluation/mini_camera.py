@@ -2,7 +2,8 @@
 
     python -m vision3d.evaluation.mini_camera --weights DIR --real DIR --out report.json
 
-Cameras: median error of the horizontal field of view, against always answering the median of training scenes.
+Cameras: median error of the horizontal field of view, against always answering the median of training scenes; and the
+published errors e_f and e_b of focal length and principal point.
 Depth: mean absolute relative error in metres without any alignment, from the estimated camera and from the true
 one, against the one constant depth that is best on each evaluation set, chosen in its own favour. Without
 ``--weights`` only the constants are scored: the mark to beat.
@@ -39,6 +40,7 @@ class Score:
         name, group: as in its data set.
         fov: true horizontal field of view in degrees.
         fov_error: absolute error of the estimate, or None without a model.
+        e_f, e_b: of the estimate, see :func:`camera_errors`, or None.
         depth: valid true depths, thinned, for the constant; empty where there is no depth.
         abs_rel: of the prediction with the estimated camera, or None.
         abs_rel_true_camera: of the prediction with the true camera, or None.
@@ -48,6 +50,8 @@ class Score:
     group: str
     fov: float
     fov_error: float | None = None
+    e_f: float | None = None
+    e_b: float | None = None
     depth: np.ndarray = field(default_factory=lambda: np.zeros(0))
     abs_rel: float | None = None
     abs_rel_true_camera: float | None = None
@@ -149,11 +153,26 @@ def score(sample: DepthSample, pipeline: Any = None) -> Score:
         camera = Intrinsics.assumed(sample.camera.width, sample.camera.height)
     else:
         result.fov_error = abs(camera.fov_x - result.fov)
+    result.e_f, result.e_b = camera_errors(camera, sample.camera)
     if wants_depth:
         for name, lens in (("abs_rel", camera), ("abs_rel_true_camera", sample.camera)):
             depth = pipeline.depth(photo, lens).depth[sample.valid]
             setattr(result, name, float(np.mean(np.abs(depth - truth) / truth)))
     return result
+
+
+def camera_errors(estimate: Intrinsics, truth: Intrinsics) -> tuple[float, float]:
+    """The published errors e_f and e_b of a camera (WildCamera's protocol).
+
+    Returns:
+        The larger relative error of the two focal lengths, and the larger distance of the principal point from its
+        place, in half sides of the image.
+    """
+    focal = max(abs(estimate.fx / truth.fx - 1), abs(estimate.fy / truth.fy - 1))
+    centre = max(
+        2 * abs(estimate.cx - truth.cx) / truth.width, 2 * abs(estimate.cy - truth.cy) / truth.height
+    )
+    return focal, centre
 
 
 def best_constant_depths(scores: Sequence[Score]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -195,6 +214,10 @@ def compare(scores: Sequence[Score], constant_fov: float) -> dict[str, Any]:
         "fov": {"constant": _both(scores, constant_errors, np.median)},
         "depth": {"best_constant_metres": metres, "constant": constant},
     }
+    for what in ("e_f", "e_b"):
+        errors = {s.name: getattr(s, what) for s in scores if getattr(s, what) is not None}
+        if errors:
+            result[what] = _both(scores, errors, np.mean)
     models = {
         "fov": {"model": {s.name: s.fov_error for s in scores if s.fov_error is not None}},
         "depth": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -14,11 +15,12 @@ from vision3d.evaluation.datasets import DatasetName
 from vision3d.pipelines.sd_dino.options import Features
 
 MatchDataset = Literal["spair", "pfpascal", "tss"]
+NormalDataset = Literal["pictures"]
 
 
 def evaluate(
-    task: Annotated[Literal["depth", "match"], tyro.conf.Positional],
-    dataset: DatasetName | MatchDataset,
+    task: Annotated[Literal["depth", "normals", "match"], tyro.conf.Positional],
+    dataset: DatasetName | NormalDataset | MatchDataset,
     out: Path,
     root: Path | None = None,
     weights: str | None = None,
@@ -27,6 +29,10 @@ def evaluate(
     size: int | None = None,
     batch_size: int = 1,
     published_fit: bool = False,
+    predict: bool = True,
+    seeds: int = 1,
+    turbo: bool = False,
+    frame: str = "stablenormal",
     sample: int = 0,
     category_prompt: bool = False,
     published: bool = False,
@@ -44,12 +50,15 @@ def evaluate(
     output folder gets report.json, table.md, per_image.csv and previews.png with the best and the worst images.
     Correspondence is scored by PCK in all four published conventions (per point or per image, relative to the box or
     the image), or by the errors of dense flow; the output folder gets report.json and per_pair.csv.
+    Normals are scored by both protocols in use, pooled pixels and averages over images, from pictures in the layout of
+    the published script: NAME_gt.png, NAME_ref.png (the photograph) and NAME_LABEL.png of every prediction that is to
+    be compared; the output folder gets report.json, table.md, per_image.csv and our predictions.
 
     Args:
         task: what to evaluate.
         dataset: depth: nyu, kitti, eth3d, scannet and diode in their official layouts; samples for a folder of a
             few real images; procedural for held-out images of the synthetic world. match: spair, pfpascal and tss in
-            their official layouts.
+            their official layouts. normals: pictures.
         out: output folder.
         root: folder of the data set as distributed; for procedural, of rendered shards (rendered if not
             given).
@@ -61,6 +70,10 @@ def evaluate(
         batch_size: images per pass; with more than 1, images of one size run together.
         published_fit: where the fit is made at limited resolution (eth3d), shrink the width only, as the
             published scripts do.
+        predict: normals: predict the photographs; otherwise only the pictures that are there are scored.
+        seeds: normals: so many predictions of each photograph, and their variance.
+        turbo: normals: one step.
+        frame: normals: axes of the pictures.
         sample: match: so many pairs per category, drawn as the published script does by default (20); 0 for all.
         category_prompt: match: caption images "a photo of CATEGORY".
         published: match: the published rules for cells, borders and weights, slips included.
@@ -92,7 +105,9 @@ def evaluate(
             features,
             device,
         )
-    if dataset in get_args(MatchDataset):
+    if task == "normals":
+        return _evaluate_normals(dataset, out, root, weights, limit, predict, seeds, turbo, frame, device)
+    if dataset in (*get_args(MatchDataset), *get_args(NormalDataset)):
         raise InputError(f"depth on {dataset}", f"choose one of {', '.join(get_args(DatasetName))}")
     from vision3d.evaluation.datasets import open_dataset
     from vision3d.evaluation.depth_benchmark import Protocol, evaluate_depth
@@ -110,6 +125,51 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
     )
+
+
+def _evaluate_normals(
+    dataset: str,
+    out: Path,
+    root: Path | None,
+    weights: str | None,
+    limit: int | None,
+    predict: bool,
+    seeds: int,
+    turbo: bool,
+    frame: str,
+    device: str,
+) -> Report:
+    import numpy as np
+
+    from vision3d.evaluation.normal_benchmark import NormalPictures, evaluate_normals
+    from vision3d.geometry.normals import convert_normals
+    from vision3d.io.files import check_writable
+    from vision3d.io.photo import load_photo
+    from vision3d.pipelines.stablenormal import StableNormal
+    from vision3d.pipelines.stablenormal.imaging import encode_8bit
+    from vision3d.pipelines.stablenormal.options import NormalOptions
+
+    check_writable(out)
+    if dataset not in get_args(NormalDataset):
+        raise InputError(f"normals on {dataset}", f"choose one of {', '.join(get_args(NormalDataset))}")
+    if root is None:
+        raise InputError(f"data set {dataset} without its folder", "give --root DIR")
+    convert_normals(
+        np.zeros((1, 3)), "opencv", frame
+    )  # refuses a frame that is none before anything is loaded
+    data = NormalPictures(root)
+    if not predict:
+        return evaluate_normals(data, out, limit=limit)
+    pipeline = StableNormal.from_pretrained(weights, turbo=turbo, device=device)
+    options = pipeline.recorded(NormalOptions(turbo=turbo), None)
+    provenance = options.provenance(pipeline.weights_name, pipeline.weights_sha256)
+    provenance = replace(provenance, settings={**provenance.settings, "frame": frame})
+
+    def picture(image: Any, seed: int) -> Any:
+        found = pipeline.predict([load_photo(image)], replace(options, seed=seed))[0]
+        return encode_8bit(convert_normals(found.normals, "opencv", frame))
+
+    return evaluate_normals(data, out, predict=picture, provenance=provenance, seeds=seeds, limit=limit)
 
 
 def _evaluate_match(

@@ -88,3 +88,22 @@ def test_peak_memory_counts_what_was_used_and_given_back():
     code = "from vision3d.device import peak_rss; a = b'x' * 300_000_000; del a; print(peak_rss())"
     peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
     assert 300_000_000 <= peak < 600_000_000
+
+
+def test_exact_arithmetic_turns_off_what_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from vision3d.backbone import Backbone
+
+    switches = [
+        (torch.backends.cudnn, "benchmark", False),
+        (torch.backends.cudnn, "deterministic", True),
+        (torch.backends.cudnn, "allow_tf32", False),
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+    ]
+    for place, name, wanted in switches:
+        monkeypatch.setattr(place, name, not wanted)
+    Backbone.from_pretrained(device="cpu")
+    assert [getattr(place, name) for place, name, _ in switches] == [not wanted for _, _, wanted in switches]
+    Backbone.from_pretrained(device="cpu", deterministic=True)
+    assert [getattr(place, name) for place, name, _ in switches] == [wanted for _, _, wanted in switches]

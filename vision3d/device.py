@@ -94,6 +94,16 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     return getattr(torch, name)
 
 
+def compute_exactly() -> None:
+    """Makes this process's CUDA arithmetic the same in every run: no tuned algorithms, no TF32. CPUs need no telling."""
+    import torch
+
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def parse_bytes(size: str | int | float) -> int:
     """Number of bytes in a size as people write it: "6.5G", "800 MB", "12GiB", 4096.
 

@@ -285,10 +285,10 @@ def _describe_photo(photo: Photo | None) -> dict[str, Any] | None:
     }
 
 
-def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The ``result.json`` of a folder, or None if there is none that can be read."""
+def read_record(folder: str | os.PathLike[str], name: str = RECORD) -> dict[str, Any] | None:
+    """The ``result.json`` (or another record) of a folder, or None if there is none that can be read."""
     try:
-        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

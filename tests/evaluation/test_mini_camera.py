@@ -58,6 +58,16 @@ def test_ratios_are_to_the_constant_answers() -> None:
     assert other["constant"]["over_groups"] == pytest.approx(1 / 4, rel=0.05)
     assert result["depth"]["model"]["over_images"] == pytest.approx(0.5)
     assert "ratio" in mini_camera.summary("x", result)
+    focal = [np.tan(np.radians(f) / 2) / np.tan(np.radians((f + 60) / 2) / 2) - 1 for f in (40, 60, 90, 100)]
+    assert result["e_f"]["over_images"] == pytest.approx(np.mean(np.abs(focal)))
+    assert result["e_b"]["over_images"] == 0
+
+
+def test_the_published_errors_of_a_camera_are_those_of_its_worse_axis() -> None:
+    truth = Intrinsics(100, 80, 32, 24, 64, 48)
+    assert mini_camera.camera_errors(Intrinsics(110, 100, 36, 25, 64, 48), truth) == pytest.approx(
+        (0.25, 0.125)
+    )
 
 
 def test_the_constants_alone_are_a_report(tmp_path: Path, monkeypatch) -> None:

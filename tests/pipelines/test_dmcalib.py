@@ -542,3 +542,24 @@ def test_measure_reads_results_and_photographs(folder: Path, tmp_path: Path, kno
         "measure", photo, "--from", "20,40", "--to", "70,40", "--weights", folder, capsys=capsys
     )
     assert code == 0 and "distance: " in text and " m ± " in text
+
+
+def test_the_published_decoders_pixel_centres_are_said(folder: Path, known_cameras: None) -> None:
+    pipeline = DMCalib.from_pretrained(folder)
+    photo = np.zeros((90, 120, 3), np.uint8)
+    told = {mode: pipeline(photo, mode=mode).to_dict() for mode in ("robust", "reference")}
+    assert told["robust"]["pixel_centres"] == "+0.5"
+    assert told["reference"]["pixel_centres"] == "integer, as published"
+    assert told["robust"]["cx"] - told["reference"]["cx"] > 0.3
+
+
+def test_depth_is_decoded_in_32_bits_beside_networks_of_16(folder: Path) -> None:
+    from vision3d.io.images import load_photo
+
+    short = DMCalib.from_pretrained(folder, torch_dtype="bf16", device="cpu")
+    whole = DMCalib.from_pretrained(folder, device="cpu")
+    assert short.unet.dtype == torch.bfloat16 and short.vae.dtype == torch.float32
+    photo = np.random.default_rng(3).integers(0, 255, (48, 64, 3), np.uint8)
+    depths = [p.depth(load_photo(photo), TRUTH.resized(64, 48)).depth for p in (short, whole)]
+    assert len(np.unique(depths[0])) > 1000, "8 bits would give few values"
+    np.testing.assert_allclose(depths[0], depths[1], atol=3.0)

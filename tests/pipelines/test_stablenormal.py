@@ -373,6 +373,7 @@ def test_a_refinement_takes_the_first_stage_beside_it_and_its_own_dino(tmp_path:
     assert without.refines and without.dino_controlnet is None
     assert without.config.refine_prompt == "A map" and without.config.prompt == ""
     assert without.config.default_denoising_steps == 10
+    assert without.config.default_processing_resolution == 768, "the first stage's is not that of both"
     assert without.refine_vae is without.vae  # equal by checksum, so the photograph is encoded once
     dino = tmp_path / "dino"
     from vision3d.pipelines.stablenormal.checkpoint import save_dino
@@ -381,6 +382,24 @@ def test_a_refinement_takes_the_first_stage_beside_it_and_its_own_dino(tmp_path:
     guided = StableNormal.from_pretrained(place, dino=dino)
     assert guided.dino_controlnet is not None
     assert not StableNormal.from_pretrained(place, turbo=True).refines
+
+
+def test_the_line_is_that_of_the_folders_own_name_and_nulls_are_no_settings(tmp_path: Path) -> None:
+    from vision3d.pipelines.stablenormal.checkpoint import line_of, load_folder
+
+    origin = {"_name_or_path": "somebody/yoso-normal-v0-3"}
+    assert line_of(Path("weights/yoso-normal-v1-8-1"), origin) == "v1"
+    assert line_of(Path("stable-normal-v1-5/weights"), origin) == "v0"
+    assert line_of(Path(), {}) == "v1"
+    place = released(tmp_path / "yoso-normal-v0-3", default_processing_resolution=None, t_start=None)
+    assert load_folder(place).scalars == {"line": "v0"}
+
+
+def test_the_prompt_free_line_is_refined_in_one_call_if_asked(tmp_path: Path) -> None:
+    options = NormalOptions(steps=1)
+    options.check()
+    with pytest.raises(InputError, match="steps 0"):
+        NormalOptions(steps=0).check()
 
 
 def test_an_unknown_semantic_branch_is_refused_by_its_tensors(tmp_path: Path) -> None:
@@ -483,10 +502,13 @@ def test_networks_that_take_turns_work_in_16_bits_on_photographs_tiles_and_frame
     assert np.array_equal(steady(frame).normals, whole(picture(), turbo=True).normals)
 
 
-def test_pipelines_of_other_precision_share_no_network(folder: Path, pipeline: StableNormal) -> None:
+def test_pipelines_of_other_precision_share_the_autoencoder_only(
+    folder: Path, pipeline: StableNormal
+) -> None:
     before = pipeline(picture(seed=22)).normals
     short = StableNormal.from_pretrained(folder, torch_dtype="bf16", device="cpu")
-    assert short.unet is not pipeline.unet and short.vae is not pipeline.vae
+    assert short.unet is not pipeline.unet
+    assert short.vae is pipeline.vae and short.vae.dtype == torch.float32  # what makes normals is not rounded
     assert short(picture(seed=22)).provenance.settings["dtype"] == "bfloat16"
     shared_latents().clear()
     assert np.array_equal(pipeline(picture(seed=22)).normals, before)

@@ -27,7 +27,7 @@ from vision3d.backbone.stable_diffusion import StableDiffusion, load_stable_diff
 from vision3d.backbone.text import Layer, TextEncoder
 from vision3d.backbone.unet import denoise, read_taps
 from vision3d.backbone.vae import decode
-from vision3d.device import parse_bytes, resolve_device, resolve_dtype
+from vision3d.device import compute_exactly, parse_bytes, resolve_device, resolve_dtype
 from vision3d.errors import ResourceError, WeightsError
 
 Memory = Literal["auto", "high", "balanced", "low"]
@@ -121,6 +121,7 @@ class Backbone:
         prediction_type: PredictionType | None = None,
         family: str | None = None,
         compile: bool = False,
+        deterministic: bool = False,
         channels_last: bool | None = None,
         memory: Memory | str | int = "auto",
         feature_cache: FeatureCache | None = None,
@@ -136,6 +137,8 @@ class Backbone:
             prediction_type: what the UNet predicts, where the source does not say.
             family: ``sd1`` or ``sd2`` if the task needs that one.
             compile: compile the blocks of UNet and autoencoder; the first pass at every size is slow.
+            deterministic: the same numbers in every run on CUDA, from now on and for the whole process: no tuned
+                algorithms, no TF32.
             channels_last: memory layout of convolutions; on by default on CUDA only, where it pays.
             memory: as for the constructor.
             feature_cache: keep features on disk.
@@ -143,6 +146,8 @@ class Backbone:
         Raises:
             WeightsError: missing, damaged or foreign weights.
         """
+        if deterministic:
+            compute_exactly()
         place = resolve_device(device)
         floating = resolve_dtype(dtype, place)
         networks = text = None
