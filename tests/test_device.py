@@ -90,7 +90,7 @@ def test_peak_memory_counts_what_was_used_and_given_back():
     assert 300_000_000 <= peak < 600_000_000
 
 
-def test_exact_arithmetic_turns_off_what_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_arithmetic_turns_off_what_varies() -> None:
     import torch
 
     from vision3d.backbone import Backbone
@@ -101,9 +101,14 @@ def test_exact_arithmetic_turns_off_what_varies(monkeypatch: pytest.MonkeyPatch)
         (torch.backends.cudnn, "allow_tf32", False),
         (torch.backends.cuda.matmul, "allow_tf32", False),
     ]
-    for place, name, wanted in switches:
-        monkeypatch.setattr(place, name, not wanted)
-    Backbone.from_pretrained(device="cpu")
-    assert [getattr(place, name) for place, name, _ in switches] == [not wanted for _, _, wanted in switches]
-    Backbone.from_pretrained(device="cpu", deterministic=True)
-    assert [getattr(place, name) for place, name, _ in switches] == [wanted for _, _, wanted in switches]
+    before = [getattr(place, name) for place, name, _ in switches]
+    try:
+        for place, name, wanted in switches:
+            setattr(place, name, not wanted)
+        Backbone.from_pretrained(device="cpu")
+        assert all(getattr(place, name) is not wanted for place, name, wanted in switches)
+        Backbone.from_pretrained(device="cpu", deterministic=True)
+        assert all(getattr(place, name) is wanted for place, name, wanted in switches)
+    finally:
+        for (place, name, _), value in zip(switches, before, strict=True):
+            setattr(place, name, value)

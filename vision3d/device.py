@@ -95,7 +95,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
 
 
 def compute_exactly() -> None:
-    """Makes this process's CUDA arithmetic the same in every run: no tuned algorithms, no TF32. CPUs need no telling."""
+    """Makes this process's CUDA arithmetic the same in every run: no tuned algorithms, no TF32."""
     import torch
 
     torch.backends.cudnn.benchmark = False
