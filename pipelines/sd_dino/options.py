@@ -40,6 +40,8 @@ class SDDinoConfig:
         dino_facet: token, query, key or value.
         dino_stride: pixels between tokens; None for the patch.
         dino_norm: apply DINO's final norm.
+        dino_dims: directions kept of DINO's tokens in a projection common to the two images, as of the layers of Stable
+            Diffusion; None keeps the tokens whole, as the published settings do.
         log_bins: describe a cell with its surroundings (17 times the channels).
         sd_weight, dino_weight: of the two halves.
         edge: fill the canvases' padding with border pixels instead of black.
@@ -59,6 +61,7 @@ class SDDinoConfig:
     dino_facet: str = "token"
     dino_stride: int | None = None
     dino_norm: bool = False
+    dino_dims: int | None = None
     log_bins: bool = False
     sd_weight: float = 1.0
     dino_weight: float = 1.0
@@ -87,7 +90,7 @@ class SDDinoConfig:
             raise InputError(f"text layer {self.text_layer!r}", "choose auto, last or penultimate")
         if self.dino_size < 16 or (self.dino_stride is not None and self.dino_stride < 1):
             raise InputError(f"DINO canvas {self.dino_size}, stride {self.dino_stride}", "use positive sizes")
-        if any(d < 1 for d in self.dims.values()):
+        if any(d < 1 for d in self.dims.values()) or (self.dino_dims is not None and self.dino_dims < 1):
             raise InputError(f"dimensions {dict(self.dims)}", "keep at least one direction of a layer")
 
     @classmethod

@@ -498,10 +498,21 @@ class SDDino:
                     if projection == "lowrank":
                         torch.manual_seed(options.seed)
                     layers = co_pca(taps[0], taps[1], dims, projection)
+        tokens = [self._tokens(image, options) for image in (first, second)]
+        if self.config.dino_dims is not None and tokens[0] is not None and tokens[1] is not None:
+            pair = co_pca({"": tokens[0]}, {"": tokens[1]}, {"": self.config.dino_dims})
+            tokens = [image[""] for image in pair]
         return tuple(  # type: ignore[return-value]
-            self._descriptors(image, layer, options)
-            for image, layer in zip((first, second), layers, strict=True)
+            self._descriptors(image, layer, dino, options)
+            for image, layer, dino in zip((first, second), layers, tokens, strict=True)
         )
+
+    def _tokens(self, image: ImageFeatures, options: MatchOptions) -> Tensor | None:
+        """DINO's part ``(C, h, w)`` of the descriptors, or None where it has none."""
+        if not options.uses_dino or image.dino is None:
+            return None
+        tokens = image.dino.to(self.device).float()
+        return log_bins(tokens[None])[0] if self.config.log_bins else tokens
 
     def common_basis(
         self, images: Iterable[ImageFeatures], options: MatchOptions | None = None
@@ -520,16 +531,28 @@ class SDDino:
         bases: Mapping[str, tuple[Tensor, Tensor]],
         options: MatchOptions | None = None,
     ) -> Descriptors:
-        """Descriptors of one image in a common basis, comparable with all others in it."""
+        """Descriptors of one image in a common basis, comparable with all others in it.
+
+        Raises:
+            InputError: DINO's tokens are to be projected, too, which is done for two images only.
+        """
         options = options or MatchOptions()
+        if self.config.dino_dims is not None:
+            raise InputError("dino_dims with a projection for a data set", "leave one of the two out")
         layers = project({n: v.float() for n, v in image.sd.items()}, bases) if image.sd else {}
-        return self._descriptors(image, {n: v.to(self.device) for n, v in layers.items()}, options)
+        layers = {n: v.to(self.device) for n, v in layers.items()}
+        return self._descriptors(image, layers, self._tokens(image, options), options)
 
     def _descriptors(
-        self, image: ImageFeatures, layers: Mapping[str, Tensor], options: MatchOptions
+        self,
+        image: ImageFeatures,
+        layers: Mapping[str, Tensor],
+        tokens: Tensor | None,
+        options: MatchOptions,
     ) -> Descriptors:
         config, grid = self.config, self.grid(image.size, options)
-        sd = dino = None
+        sd = None
+        dino = None if tokens is None else tokens.flatten(1).T
         lengths: list[int] = []
         weights: list[float] = []
         if options.uses_sd:
@@ -543,11 +566,6 @@ class SDDino:
             names = by_grid(layers)[::-1]  # channels run from the finest to the coarsest
             lengths = [layers[name].shape[0] for name in names]
             weights = [config.layer_weights.get(name, 1.0) for name in names]
-        if options.uses_dino and image.dino is not None:
-            tokens = image.dino.to(self.device).float()
-            if config.log_bins:
-                tokens = log_bins(tokens[None])[0]
-            dino = tokens.flatten(1).T
         cells = fuse(
             sd,
             dino,

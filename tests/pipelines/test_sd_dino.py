@@ -429,6 +429,23 @@ def test_a_common_projection_matches_as_well(pipeline: SDDino, picture: np.ndarr
     assert found.mutual.all() and np.abs(found.points_a - found.points_b).max() < 8
 
 
+def test_tokens_of_dino_may_be_projected_as_the_layers_are(
+    pipeline: SDDino, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [pipeline.encode(picture), pipeline.encode(picture[:, ::-1].copy())]
+    assert images[0].dino is not None
+    options = MatchOptions(features="dino")
+    whole = pipeline.describe(images[0], images[1], options)
+    assert whole[0].cells.shape[1] == images[0].dino.shape[0]
+    monkeypatch.setattr(pipeline, "config", replace(pipeline.config, dino_dims=4))
+    few = pipeline.describe(images[0], images[1], options)
+    assert few[0].cells.shape == (len(whole[0].cells), 4)
+    both = pipeline.describe(images[0], images[1])
+    assert both[0].cells.shape[1] > 4
+    with pytest.raises(InputError, match="dino_dims"):
+        pipeline.describe_in(images[0], {})
+
+
 def test_texts_condition_the_prior(pipeline: SDDino, picture: np.ndarray) -> None:
     plain = pipeline.encode(picture).sd["s3"]
     told = pipeline.encode(picture, MatchOptions(prompt="a red car")).sd["s3"]
