@@ -91,7 +91,9 @@ def held_out_pairs(
     from vision3d.training.data import HELD_OUT_SEED, RenderedWorld, open_source
 
     source: Any = (
-        RenderedWorld(seeds[0], seeds[1] - seeds[0], size) if shards is None else open_source(shards)
+        RenderedWorld(seeds[0], seeds[1] - seeds[0], size)
+        if shards is None
+        else open_source(shards, held_out=True)
     )
     portraits: dict[tuple[int, int], Portrait] = {}
     found = []

@@ -184,7 +184,7 @@ def evaluate_normals(
         )
     protocol = {
         "pooled": "all valid pixels of all images in one heap; ground truth of length 0.5 to 1.5, not normalised",
-        "per_image": "measures of each image over its valid pixels, averaged over images",
+        "per_image": "angles of unit vectors; measures of each image over its valid pixels, averaged over images",
         "pictures": "8-bit; predictions of another size are resized bilinearly as pictures",
         "provenance": None if provenance is None else asdict(provenance),
     }
@@ -224,7 +224,7 @@ def _scores(errors: list[PictureErrors]) -> dict[str, Any]:
     return {
         "images": len(errors),
         "pooled": pooled_metrics(errors).as_dict(),
-        "per_image": NormalMetrics.average(NormalMetrics.of_angles(e.angles) for e in errors).as_dict(),
+        "per_image": NormalMetrics.average(NormalMetrics.of_angles(e.unit_angles) for e in errors).as_dict(),
         "distance": float(np.mean([e.distance for e in errors])),
     }
 
@@ -255,5 +255,5 @@ def _write(report: NormalReport, errors: dict[str, dict[str, PictureErrors]]) ->
         writer.writerow(["name", "prediction", "valid_pixels", *NormalMetrics.names(), "distance"])
         for kind, found in errors.items():
             for name, error in found.items():
-                values = NormalMetrics.of_angles(error.angles).as_dict().values()
+                values = NormalMetrics.of_angles(error.unit_angles).as_dict().values()
                 writer.writerow([name, kind, error.angles.size, *values, error.distance])

@@ -93,12 +93,14 @@ class PictureErrors:
     """One prediction against one ground truth, both as 8-bit pictures.
 
     Attributes:
-        angles: (N,) degrees over valid pixels.
+        angles: (N,) degrees over valid pixels, the ground truth not normalised: rounding to 8 bits counts.
+        unit_angles: (N,) the same between unit vectors.
         distance: root mean of the squared length of (unit prediction - ground truth); what the published script
             calls rmse, and no angle.
     """
 
     angles: np.ndarray
+    unit_angles: np.ndarray
     distance: float
 
 
@@ -116,9 +118,10 @@ def picture_errors(prediction: np.ndarray, target: np.ndarray) -> PictureErrors:
     length = np.linalg.norm(g, axis=-1)
     valid = (length > 0.5) & (length < 1.5)
     p, g = p[valid], g[valid]
-    cosine = np.clip(np.einsum("nc,nc->n", p, g), -1, 1)
+    cosine = np.einsum("nc,nc->n", p, g)
+    angles, unit = (np.degrees(np.arccos(np.clip(c, -1, 1))) for c in (cosine, cosine / length[valid]))
     distance = float(np.sqrt(np.mean(np.square(p - g).sum(-1)))) if len(p) else float("nan")
-    return PictureErrors(np.degrees(np.arccos(cosine)), distance)
+    return PictureErrors(angles, unit, distance)
 
 
 def pooled_metrics(errors: Iterable[PictureErrors]) -> NormalMetrics:

@@ -536,17 +536,13 @@ class CameraPrediction(Prediction):
         return Intrinsics.from_focal(self.photo.focal_px, width, height)
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of camera.json: all lengths in pixels of the photograph, pixel centres at +0.5.
-
-        The published decoder counts columns and rows from whole numbers, which ``pixel_centres`` then says.
-        """
+        """Content of camera.json: all lengths in pixels of the photograph, pixel centres at +0.5."""
         camera, sigma, exif = self.intrinsics, self.sigma, self.exif
-        published = self.provenance.settings.get("mode") == "reference"
         return {
             **camera.to_dict(),
             "fov_x_degrees": camera.fov_x,
             "fov_y_degrees": camera.fov_y,
-            "pixel_centres": "integer, as published" if published else "+0.5",
+            "pixel_centres": "+0.5",
             "order": ["fx", "fy", "cx", "cy"],
             "covariance": None if self.covariance is None else np.asarray(self.covariance).tolist(),
             "sigma": None if sigma is None else sigma.tolist(),

@@ -42,14 +42,15 @@ class FusionOptions:
             normals decide (see :func:`vision3d.geometry.integration.fuse_depth_normals`).
         normal_noise: of the normals in degrees.
         threshold: relative difference up to which metric and aligned relative depth agree.
-        scale_noise: relative error of the metric scale, for the uncertainty of what is measured.
+        scale_noise: relative error of the metric scale, for the uncertainty of what is measured; None takes the depth
+            noise of the depth's weights, or :data:`SCALE_NOISE` if that is larger or nothing is known.
     """
 
     max_size: int = 1024
     depth_noise: float | None = None
     normal_noise: float = 10.0
     threshold: float = 0.15
-    scale_noise: float = SCALE_NOISE
+    scale_noise: float | None = None
 
     def check(self) -> None:
         """Refuses values that cannot work.
@@ -341,7 +342,8 @@ class ScenePrediction(Prediction):
         """
         p, q = self.point(start), self.point(end)
         distance = float(np.linalg.norm(q - p))
-        variance = (self.options.scale_noise * distance) ** 2
+        noise = self.options.scale_noise
+        variance = ((SCALE_NOISE if noise is None else noise) * distance) ** 2
         if distance > 0:
             direction = (q - p) / distance
             for point in (p, q):

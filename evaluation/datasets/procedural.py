@@ -55,7 +55,7 @@ class Procedural(DepthDataset):
         if shards is not None:
             from vision3d.training.data import open_source
 
-            self._source = open_source(Path(shards), size)
+            self._source = open_source(Path(shards), size, held_out=True)
             self._names = [f"{index:06d}" for index in range(len(self._source))]
         else:
             self._seeds = list(seeds)

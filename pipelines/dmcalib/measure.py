@@ -64,7 +64,7 @@ def measure(
     height: Annotated[str | None, tyro.conf.arg(metavar="X,Y")] = None,
     ground: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None,
     plane: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None,
-    scale_error: float = 0.1,
+    scale_error: float | None = None,
     domain: Literal["indoor", "outdoor", "object", "any"] | None = None,
     focal: float | None = None,
     use_exif: bool = False,
@@ -85,7 +85,8 @@ def measure(
         height: pixel whose height above the ground is wanted.
         ground: rectangle of pixels that shows the ground; by default the floor is looked for in the lower part.
         plane: rectangle of pixels through which a plane is fitted.
-        scale_error: relative error of the depth's scale that the uncertainties assume.
+        scale_error: relative error of the depth's scale that the uncertainties assume; by default what the weights say
+            of their depth, at least 0.1.
         domain: of the depth; by default the weights' own.
         focal: known focal length in pixels of the photograph.
         use_exif: take EXIF's focal length as known.
@@ -104,7 +105,7 @@ def measure(
     top = None if height is None else numbers(height, 2, "--height")
     floor = None if ground is None else numbers(ground, 4, "--ground")
     patch = None if plane is None else numbers(plane, 4, "--plane")
-    if not 0 <= scale_error < 1:
+    if scale_error is not None and not 0 <= scale_error < 1:
         raise InputError(f"scale_error {scale_error}", "give a share in [0, 1)")
 
     from vision3d.geometry.measure import Plane, fit_plane
@@ -149,7 +150,7 @@ def numbers(text: str, count: int, option: str) -> tuple[float, ...]:
 
 def _metrology(
     source: Path,
-    scale_error: float,
+    scale_error: float | None,
     options: dict[str, Any],
     weights: str | None,
     base: str | None,
@@ -159,7 +160,7 @@ def _metrology(
     import numpy as np
 
     from vision3d.camera import Intrinsics
-    from vision3d.geometry.measure import Metrology
+    from vision3d.geometry.measure import SCALE_SIGMA, Metrology
 
     if source.is_dir():
         files = source / "camera.json", source / "metric_depth.npy"
@@ -177,7 +178,8 @@ def _metrology(
             raise InputError(
                 f"{source}: damaged result ({error})", "calibrate that photograph again"
             ) from error
-        metrology = Metrology(depth, camera, covariance, scale_sigma=scale_error)
+        assumed = SCALE_SIGMA if scale_error is None else scale_error
+        metrology = Metrology(depth, camera, covariance, scale_sigma=assumed)
         return metrology, _camera_line(camera), []
     from vision3d.io.images import load_photo
     from vision3d.pipelines.dmcalib.pipeline import DMCalib
@@ -186,8 +188,9 @@ def _metrology(
     pipeline = DMCalib.from_pretrained(weights, base=base, device=device)
     prediction = pipeline(picture, depth=True, **options)
     assert not isinstance(prediction, list) and prediction.depth is not None
+    assumed = max(SCALE_SIGMA, pipeline.config.depth_noise) if scale_error is None else scale_error
     metrology = Metrology(
-        prediction.depth.depth, prediction.intrinsics, prediction.covariance, scale_sigma=scale_error
+        prediction.depth.depth, prediction.intrinsics, prediction.covariance, scale_sigma=assumed
     )
     notes = []
     if "mini" in pipeline.weights_name:

@@ -460,8 +460,10 @@ class DMCalib(Residency):
 
         height, width = photo.size
         if options.mode == "reference":
-            fit = decode_intrinsics(pictures.mean(axis=0), mode="reference").resized(width, height)
-            fits = [fit]
+            found = decode_intrinsics(pictures.mean(axis=0), mode="reference")
+            # the published regression counts columns and rows from whole numbers
+            found = replace(found, cx=found.cx + 0.5, cy=found.cy + 0.5)
+            fits = [found.resized(width, height)]
         else:
             h, w = pictures.shape[-2:]
             focal = options.focal or (photo.focal_px if options.use_exif else None)

@@ -38,7 +38,9 @@ from vision3d.pipelines.dmcalib.camera_image import (
     encode_camera_image,
 )
 from vision3d.pipelines.dmcalib.checkpoint import (
+    CALIBRATION_FOLDERS,
     DECODER_FILES,
+    DEPTH_FOLDERS,
     EMBEDDINGS,
     ENCODER_FILE,
     Contexts,
@@ -583,7 +585,8 @@ class _DMCalibTask(Task):
 
     @override
     def describe(self) -> dict[str, Any]:
-        init = checksums(self.init, ("vae", "unet", "text_encoder", "calib", "depth_safe"))
+        names = ("vae", "unet", "text_encoder", *CALIBRATION_FOLDERS, *DEPTH_FOLDERS)
+        init = checksums(self.init, tuple(dict.fromkeys(names)))
         return describe_run(self.options.preset, self._recipe, self.source, init)
 
 
@@ -832,8 +835,11 @@ class CalibrationTask(_DMCalibTask):
         if self.photo_encoder is not None:
             write_half(self.photo_encoder, folder / "calib" / ENCODER_FILE)
         config = replace(self.earlier_config(), max_size=r.canvas)
+        own = DMCalibConfig()
         if r.one_step:
             config = replace(config, steps=1, ensemble=2, noise="zeros")
+        elif config.noise == "zeros":  # went on from a network of one step
+            config = replace(config, steps=own.steps, ensemble=own.ensemble, noise=own.noise)
         self.write_shared(folder, config)
 
 
@@ -877,12 +883,14 @@ def focal_loss(picture: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         ],
         dim=2,
     )  # (B, 4, 2, H * W)
-    weighted = slopes * inside[:, None, None]
-    normal = torch.einsum("bian,bjan->bij", weighted, slopes)
-    normal = normal + 1e-4 * torch.diagonal_scatter(
-        torch.zeros_like(normal), normal.diagonal(dim1=1, dim2=2) + 1e-3, dim1=1, dim2=2
-    )
-    moved = torch.linalg.solve(normal, torch.einsum("bian,ban->bi", weighted, off))
+    with torch.autocast(slopes.device.type, enabled=False):  # in 16 bits it could not be solved
+        slopes, off = slopes.float(), off.float()
+        weighted = slopes * inside[:, None, None]
+        normal = torch.einsum("bian,bjan->bij", weighted, slopes)
+        normal = normal + 1e-4 * torch.diagonal_scatter(
+            torch.zeros_like(normal), normal.diagonal(dim1=1, dim2=2) + 1e-3, dim1=1, dim2=2
+        )
+        moved = torch.linalg.solve(normal, torch.einsum("bian,ban->bi", weighted, off))
     return moved[:, :2].abs().clamp_max(1.0).mean()
 
 
@@ -989,8 +997,12 @@ class DepthTask(_DMCalibTask):
     def __init__(self, recipe: DepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         if options.batch_size:
             recipe = replace(recipe, sizes=tuple((w, h, options.batch_size) for w, h, _ in recipe.sizes))
-        self.batch_size = recipe.sizes[0][2]
+        self.batch_size = round(sum(count for _, _, count in recipe.sizes) / len(recipe.sizes))
         super().__init__(recipe, source, options)
+
+    @override
+    def images_at(self, index: int) -> int:
+        return self._recipe.sizes[index % len(self._recipe.sizes)][2]
 
     @override
     def build(self) -> nn.Module:

@@ -311,7 +311,8 @@ def export_cameras(
     from vision3d.io.transforms import write_transforms
 
     folders = {outcome.name: outcome.folder for outcome in summary.outcomes if outcome.folder is not None}
-    labels = {outcome.name: outcome.label for outcome in summary.outcomes}
+    labels = {outcome.name: outcome.label for outcome in summary.outcomes if outcome.folder is not None}
+    labels = upright_copies(labels, summary.out)
     cameras = {
         name: Intrinsics.from_dict(json.loads((folder / "camera.json").read_text(encoding="utf-8")))
         for name, folder in folders.items()
@@ -319,7 +320,7 @@ def export_cameras(
     where = None
     if method is not None:
         where = find_poses(
-            method, [ref for ref in refs if ref.name in folders], cameras, folders, summary.out
+            method, [ref for ref in refs if ref.name in folders], cameras, folders, labels, summary.out
         )
         cameras = {name: cameras[name] for name in where}
     names = names_for_colmap(labels) if kind == "colmap" else names_for_nerfstudio(labels, summary.out)
@@ -329,6 +330,41 @@ def export_cameras(
         write_model(summary.out, named, placed)
     else:
         write_transforms(summary.out / "transforms.json", named, placed)
+
+
+def upright_copies(labels: Mapping[str, str], out: Path) -> dict[str, str]:
+    """The photographs' files, or copies of all in ``out/images`` if EXIF turns one of them.
+
+    Results are of upright photographs, but COLMAP and nerfstudio read pixels as they are stored.
+
+    Raises:
+        OutputError: the copies cannot be written.
+    """
+    from vision3d.io.files import atomic_path
+    from vision3d.io.images import load_photo
+
+    if not any(_is_turned(Path(label)) for label in labels.values()):
+        return dict(labels)
+    say(
+        f"photographs are turned by EXIF, which other programs do not heed: upright copies are in {out / 'images'}"
+    )
+    copies = {}
+    for name, label in labels.items():
+        target = out / "images" / f"{name}.png"
+        with atomic_path(target) as path:
+            load_photo(label).to_pil().save(path)
+        copies[name] = str(target)
+    return copies
+
+
+def _is_turned(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(0x0112, 1) != 1
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def need_one_camera(is_one: bool) -> None:
@@ -362,6 +398,7 @@ def find_poses(
     refs: Sequence[PhotoRef],
     cameras: Mapping[str, Intrinsics],
     folders: Mapping[str, Path],
+    labels: Mapping[str, str],
     out: Path,
 ) -> dict[str, Any]:
     """Camera-to-world poses (4, 4) by the name of the photograph; in metres where depth was predicted.
@@ -374,12 +411,12 @@ def find_poses(
     from vision3d.geometry.pose import poses_by_colmap, poses_of_views
 
     if method == "colmap":
-        paths = [ref.path for ref in refs if ref.path is not None]
-        if len(paths) < len(refs) or len({path.parent for path in paths}) != 1:
+        paths = [Path(labels[ref.name]) for ref in refs]
+        if any(ref.path is None for ref in refs) or len({path.parent for path in paths}) != 1:
             raise InputError("COLMAP needs image files of one folder", "copy them together")
         need_one_camera(len({cameras[ref.name] for ref in refs}) == 1)
         found = poses_by_colmap(paths, cameras[refs[0].name], out / "colmap")
-        by_file = {ref.path.name: ref.name for ref in refs if ref.path is not None}
+        by_file = {path.name: ref.name for path, ref in zip(paths, refs, strict=True)}
         return {by_file[file]: pose for file, pose in found.items()}
     images = [ref.load().rgb8 for ref in refs]
     files = [folders[ref.name] / "metric_depth.npy" for ref in refs]

@@ -216,6 +216,7 @@ class PrimeDepthTask(CaptionedTask):
         "text_encoder",
         "refiner",
         "depth_head",
+        "segmentation_head",
         "read_out",
     )
 
@@ -302,7 +303,7 @@ class PrimeDepthTask(CaptionedTask):
         context = self.context(batch["tokens"])
         refined = self.refined(latents, context, generator)
         inverse, valid = inverse_depth(batch["depth"], sky=recipe.sky)
-        by_head = step % recipe.head_every == 0
+        by_head = self.due(step, recipe.head_every)
         if by_head:
             prediction = self.depth_head(refined).float().mean(dim=1)
             inverse, valid = _to_size(inverse, valid, prediction.shape[-2:])
@@ -319,15 +320,15 @@ class PrimeDepthTask(CaptionedTask):
             error = aligned_absrel(prediction, inverse, valid)
             loss = loss + recipe.absrel_weight * error
             metrics["absrel"] = error.detach()
-        if recipe.segmentation_weight and step % recipe.segmentation_every == 0:
+        if recipe.segmentation_weight and self.due(step, recipe.segmentation_every):
             logits = self.segmentation_head(refined).float()
             labels = F.interpolate(
-                batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest"
+                batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest-exact"
             )[:, 0]
             entropy = segmentation_loss(logits, labels)
             loss = loss + recipe.segmentation_weight * entropy
             metrics["entropy"] = entropy.detach()
-        if recipe.unet_lr and recipe.denoising_weight and step % recipe.denoising_every == 0:
+        if recipe.unet_lr and recipe.denoising_weight and self.due(step, recipe.denoising_every):
             denoising = denoising_loss(self.unet, latents, context, generator, self.prediction_type).mean()
             loss = loss + recipe.denoising_weight * denoising
             metrics["denoising"] = denoising.detach()

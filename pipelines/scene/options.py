@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vision3d.errors import InputError
-from vision3d.scene import FusionOptions
+from vision3d.scene import SCALE_NOISE, FusionOptions
 
 if TYPE_CHECKING:
     from vision3d.pipelines.dmcalib.options import DMCalibConfig
@@ -75,9 +75,12 @@ class SceneOptions:
 
     def completed(self, config: DMCalibConfig) -> SceneOptions:
         """With everything that was left to the weights of the metric depth filled in."""
-        if self.fusion.depth_noise is not None:
-            return self
-        return replace(self, fusion=replace(self.fusion, depth_noise=config.depth_noise))
+        fusion = self.fusion
+        if fusion.scale_noise is None:
+            fusion = replace(fusion, scale_noise=max(SCALE_NOISE, config.depth_noise))
+        if fusion.depth_noise is None:
+            fusion = replace(fusion, depth_noise=config.depth_noise)
+        return replace(self, fusion=fusion)
 
     def calibration(self, steps: int) -> dict[str, Any]:
         """Fields of DM-Calib's options, for weights that are made for this many steps."""

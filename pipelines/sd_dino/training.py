@@ -949,7 +949,7 @@ class DinoTask(Task):
         views = np.stack([view[0] for pair in pairs for view in pair])
         images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
         tokens = self._part("teacher").features(images.to(self.device), norm=True)
-        cells = tokens.patches.float().flatten(0, 1)
+        cells = tokens.patches.float().cpu().flatten(0, 1)  # where no autocast takes bits from the directions
         cells = cells - cells.mean(0)
         _, axes = torch.linalg.eigh(cells.T @ cells)
         colours = (cells @ axes[:, -3:]).unflatten(0, (len(images), *tokens.grid)).permute(0, 3, 1, 2)

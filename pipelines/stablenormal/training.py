@@ -187,7 +187,15 @@ class NormalsTask(DenseTask):
     presets: ClassVar[dict[str, NormalsRecipe]] = PRESETS
     fields: tuple[str, ...] = ("image", "normals")
     held_out_fields: ClassVar[tuple[str, ...]] = ("image", "normals")
-    starts_from: ClassVar[tuple[str, ...]] = ("vae", "unet", "controlnet", "text_encoder", "refine_unet")
+    starts_from: ClassVar[tuple[str, ...]] = (
+        "vae",
+        "unet",
+        "controlnet",
+        "text_encoder",
+        "refine_unet",
+        "refine_controlnet",
+        "dino_controlnet",
+    )
     held_out_count: ClassVar[int] = HELD_OUT
     init_hint: ClassVar[str] = "give --init a folder with vae, unet, text_encoder and tokenizer"
 
@@ -267,7 +275,7 @@ class NormalsTask(DenseTask):
             loss, metrics["latent"] = loss + recipe.latent_weight * error, error.detach()
         if recipe.latent_decay:
             loss = loss + recipe.latent_decay * prediction.square().mean()
-        if step % recipe.angular_every == 0:
+        if self.due(step, recipe.angular_every):
             pixels, metrics["angle"] = self.pixel_loss(prediction, raw, valid)
             loss = loss + recipe.angular_weight * pixels
         return loss, metrics
@@ -396,7 +404,7 @@ class YosoTask(NormalsTask):
         latents = self.encoded(images)
         first = noise(latents.shape, generator, latents.device)
         second = noise(latents.shape, generator, latents.device)
-        shrinks = recipe.shrinkage > 0 and recipe.line == "v0" and step % recipe.shrinkage_every == 0
+        shrinks = recipe.shrinkage > 0 and recipe.line == "v0" and self.due(step, recipe.shrinkage_every)
         if shrinks:
             both = self.predict(torch.cat([latents, latents]), torch.cat([first, second]))
             prediction, other = both.chunk(2)
@@ -543,8 +551,9 @@ class RefineTask(NormalsTask):
             mixed = torch.rand(len(start), generator=generator) < 0.5
             clean = torch.where(mixed.to(start.device)[:, None, None, None], self.normals_latents(raw), start)
         sample = add_noise(clean, noise(clean.shape, generator, clean.device), t)
-        if float(torch.rand(1, generator=generator)) < recipe.unnoised:
-            t, sample = HeuristicSchedule.of(10).timesteps[0], start
+        # the prompt-free sampler never sees such a one
+        if float(torch.rand(1, generator=generator)) < recipe.unnoised and recipe.line == "v0":
+            t, sample = HeuristicSchedule.of(recipe.steps).timesteps[0], start
         features = self.tokens(images)
         size = (latents.shape[-2], latents.shape[-1])
         prediction = self.refined(latents, sample, t, self.guidance(features, size))
@@ -552,7 +561,7 @@ class RefineTask(NormalsTask):
         if self.classifier is not None:
             logits = self.classifier(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             labels = F.interpolate(
-                batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest"
+                batch["semantic"][:, None].float(), size=logits.shape[-2:], mode="nearest-exact"
             )[:, 0]
             entropy = segmentation_loss(logits, labels)
             loss, metrics["entropy"] = loss + recipe.class_weight * entropy, entropy.detach()

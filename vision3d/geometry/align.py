@@ -219,7 +219,12 @@ def align_inverse_to_metric(
         departure = np.log(np.where(aligned > 0, aligned, np.nan) * np.where(usable, metric, np.nan))
         inliers = np.abs(departure) <= np.log1p(threshold)
     share = float(inliers.sum()) / max(1, int(usable.sum()))
-    if not scale > 0 or share < 0.1:
+    if not scale > 0:
+        raise InputError(
+            "relative depth that falls where metric depth says nearer",
+            "check that larger relative depth means nearer, or go without one of the two",
+        )
+    if share < 0.1:
         raise InputError(
             f"relative and metric depth agree on {100 * share:.0f} % of the pixels",
             "check that larger relative depth means nearer, or go without one of the two",
@@ -236,7 +241,8 @@ def merge_depths(
 
     The aligned relative depth is corrected by the log ratio of both, smoothed by a guided filter (He, Sun, Tang 2013,
     guide: the aligned log depth) over the inliers: the correction may follow the relative depth's own edges, but
-    brings in none of the metric depth's. Pixels that the fit puts at or behind infinity keep the metric depth.
+    brings in none of the metric depth's. Pixels that the fit puts farther than any metric depth, or behind infinity,
+    keep the metric depth.
 
     Args:
         metric_depth: (H, W) metres.
@@ -248,8 +254,9 @@ def merge_depths(
 
     metric = np.asarray(metric_depth, dtype=np.float64)
     inverse = fit.affine.scale * np.asarray(inverse_prediction, dtype=np.float64) + fit.affine.shift
-    with np.errstate(invalid="ignore"):
-        ahead = inverse > 1e-4
+    farthest = (1 + fit.threshold) * np.max(metric[np.isfinite(metric)], initial=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ahead = inverse > 1 / np.float64(farthest)
     guide = -np.log(np.where(ahead, inverse, 1.0))
     weight = (fit.inliers & ahead).astype(np.float64)
     ratio = np.where(weight > 0, np.log(np.where(weight > 0, metric, 1.0)) - guide, 0.0)

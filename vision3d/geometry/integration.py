@@ -15,7 +15,7 @@ come from the prior, made clean by a median of what the neighbours' tangent plan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -378,7 +378,8 @@ def fuse_depth_normals(
         iterations: reweightings; three are enough from so good a start.
 
     Returns:
-        The surface, in the unit of ``depth``; NaN outside the mask and where there is neither depth nor a normal.
+        The surface, in the unit of ``depth``; NaN outside the mask and where there is neither depth nor a normal. Depth
+        without normals stays as it is after cleaning. A piece of normals that no depth touches has median 1.
 
     Raises:
         InputError: as :func:`integrate_normals`; or no pixel has a depth.
@@ -406,7 +407,8 @@ def fuse_depth_normals(
             camera.fy * math.radians(normal_noise),
         ).T,
     )
-    return integrate_normals(
+    cleaned = np.exp(clean.log_depth)
+    surface = integrate_normals(
         clean.normals,
         camera,
         inside,
@@ -416,10 +418,12 @@ def fuse_depth_normals(
         normal_noise=normal_noise,
         depth_noise=depth_noise,
         sharpness=sharpness,
-        start=np.exp(clean.log_depth),
+        start=cleaned,
         trust=cuts,
         iterations=iterations,
     )
+    bare = inside & np.isnan(surface.depth)
+    return replace(surface, depth=np.where(bare, cleaned, surface.depth)) if bare.any() else surface
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vision3d.camera import Intrinsics, invert_pose
 from vision3d.errors import InputError
-from vision3d.io.files import atomic_write_bytes
+from vision3d.io.files import atomic_write_bytes, output_errors
 
 _HEAD = "# Camera list with one line of data per camera:\n#   CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n"
 
@@ -23,6 +23,8 @@ def write_model(
     poses: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a model that COLMAP opens: ``cameras.txt``, and with poses ``images.txt`` and an empty ``points3D.txt``.
+
+    Those of an earlier model are removed where there are no poses.
 
     Args:
         folder: for the files.
@@ -43,6 +45,10 @@ def write_model(
     if poses is not None:
         _write(folder / "images.txt", _images(poses, {name: numbers[cameras[name]] for name in poses}))
         _write(folder / "points3D.txt", ["#   POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[]"])
+    else:  # poses of an earlier run would be taken for those of these cameras
+        with output_errors(folder):
+            for name in ("images.txt", "points3D.txt"):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _images(poses: Mapping[str, np.ndarray], cameras: Mapping[str, int]) -> list[str]:

@@ -154,7 +154,7 @@ def encode_glb(
                 "name": "photograph",
                 "perspective": {
                     "yfov": float(np.radians(camera.fov_y)),
-                    "aspectRatio": camera.width / camera.height,
+                    "aspectRatio": camera.width * camera.fy / (camera.height * camera.fx),
                     "znear": reach * 1e-4,
                     "zfar": reach * 10,
                 },

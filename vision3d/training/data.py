@@ -65,10 +65,18 @@ class RenderedWorld:
         }
 
 
-def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> SampleSource:
+def open_source(
+    data: Path | None, size: tuple[int, int] = (160, 160), *, held_out: bool = False
+) -> SampleSource:
     """The rendered cache in ``data``, or the world rendered on the fly when it is None.
 
-    Raises InputError when the folder is missing, is no cache, or is empty.
+    Args:
+        data: folder of shards.
+        size: height and width of what is rendered.
+        held_out: scenes that no training may see are welcome.
+
+    Raises:
+        InputError: the folder is missing, is no cache, is empty or damaged, or holds held-out scenes.
     """
     if data is None:
         return RenderedWorld(size=size)
@@ -86,6 +94,10 @@ def open_source(data: Path | None, size: tuple[int, int] = (160, 160)) -> Sample
         )
     if len(source) == 0:
         raise InputError(f"the cache {data} holds no samples", "render some first")
+    if not held_out and (last := int(source.seeds().max())) >= HELD_OUT_SEED:
+        raise InputError(
+            f"{data} holds scene {last}, which is for evaluation", f"train on seeds below {HELD_OUT_SEED}"
+        )
     return source
 
 

@@ -184,7 +184,7 @@ class GeometryPriorTask(CaptionedTask):
         loss = loss + recipe.ray_weight * rays + recipe.metric_weight * metric
         metrics |= {"absrel": absrel.detach(), "normals": angular.detach()}
         metrics |= {"rays": rays.detach(), "metric": metric.detach()}
-        if recipe.denoising_weight and step % recipe.denoising_every == 0:
+        if recipe.denoising_weight and self.due(step, recipe.denoising_every):
             # the autoencoder must not learn latents that are easy to denoise
             clean = latents.detach()
             denoising = denoising_loss(self.unet, clean, context, generator, self.prediction_type).mean()
@@ -193,7 +193,7 @@ class GeometryPriorTask(CaptionedTask):
         if (
             recipe.train_autoencoder
             and recipe.reconstruction_weight
-            and step % recipe.reconstruction_every == 0
+            and self.due(step, recipe.reconstruction_every)
         ):
             # what the methods will ask it to carry: normal maps, and Camera Images of DM-Calib
             others = normal_picture(batch["normals"])

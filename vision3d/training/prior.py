@@ -160,6 +160,10 @@ class PriorVaeTask(Task):
         return self.vae.to(memory_format=torch.channels_last)
 
     @override
+    def images_at(self, index: int) -> int:
+        return self._recipe.crops[index % len(self._recipe.crops)][1]
+
+    @override
     def batches(self) -> Batches:
         seed = self.options.seed
         return TurnTaking(

@@ -76,7 +76,11 @@ class Task(ABC):
     """Where the modules are; set by the loop before the first loss."""
 
     batch_size: int
-    """Images in one micro-batch; only for logs and the record."""
+    """Images in one micro-batch, on average; only for logs and the record."""
+
+    def images_at(self, index: int) -> int:
+        """Images in the micro-batch of this index, for the count of a run."""
+        return self.batch_size
 
     @classmethod
     @abstractmethod

@@ -340,7 +340,7 @@ class Trainer:
         told: dict[str, list[Tensor]] = {}
         logged_step, logged_time = self.step, time.monotonic()
         saved_time = evaluated_time = time.monotonic()
-        per_step = self.task.batch_size * settings.accumulate * self.accelerator.num_processes
+        logged_images = self.images
         while True:
             progress, save, evaluate = self._agreed(saved_time, evaluated_time)
             if save:
@@ -349,6 +349,7 @@ class Trainer:
             if evaluate:
                 self._evaluate()
                 evaluated_time = logged_time = time.monotonic()
+                logged_images = self.images
             if self._stop is not None or progress >= 1.0:
                 break
             factor = lr_factor(self.step, settings.warmup, progress, settings.final_lr)
@@ -358,21 +359,25 @@ class Trainer:
                 for name, value in metrics.items():
                     told.setdefault(name, []).append(value)
             self.step += 1
-            self.images += per_step
+            self.images += self._images_of_step(self.step - 1)
             if self.ema is not None:
                 self.ema.update()
             if self.step - logged_step >= settings.log_every:
-                done = self.step - logged_step
                 # some losses are there on some steps only
                 means = {name: float(torch.stack(values).float().mean()) for name, values in told.items()}
                 self._check_finite(means)
-                rate = done * per_step / max(time.monotonic() - logged_time, 1e-9)
+                rate = (self.images - logged_images) / max(time.monotonic() - logged_time, 1e-9)
                 self._log_step(means, settings.lr * factor, rate)
                 told.clear()
-                logged_step, logged_time = self.step, time.monotonic()
+                logged_step, logged_time, logged_images = self.step, time.monotonic(), self.images
         del batches  # ends the worker processes before the save, which may take a while
         self._save()
         return self._evaluate() if self._stop is None else {}
+
+    def _images_of_step(self, step: int) -> int:
+        """Images that all processes saw in one optimiser step."""
+        count = self.settings.accumulate * self.accelerator.num_processes
+        return sum(self.task.images_at(step * count + i) for i in range(count))
 
     def _optimiser_step(self, batches: Iterator[tuple[int, Batch]]) -> Iterator[dict[str, Tensor]]:
         """One optimiser step over ``accumulate`` micro-batches; yields the metrics of each."""
@@ -607,6 +612,11 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.images, self._before = state["step"], state["images"], state["seconds"]
         rank = self.accelerator.process_index
+        if len(state["random"]) != self.accelerator.num_processes:
+            self._say(
+                f"the run had {len(state['random'])} processes and goes on with {self.accelerator.num_processes}: "
+                "some batches come twice or not at all"
+            )
         if rank >= len(state["random"]):
             warn("more processes than the run began with: their random states start anew")
             return

@@ -169,7 +169,7 @@ def write_record(
         path,
         {
             "task": summary.task,
-            "command": reproducing_command(summary.task, options, settings, summary.steps),
+            "command": reproducing_command(summary.task, options, settings, summary.steps, summary.processes),
             "description": task.describe(),
             "settings": run,
             "parameters": summary.parameters,
@@ -189,18 +189,25 @@ def write_record(
     )
 
 
-def reproducing_command(task: str, options: TaskOptions, settings: TrainerSettings, steps: int) -> str:
+def reproducing_command(
+    task: str, options: TaskOptions, settings: TrainerSettings, steps: int, processes: int = 1
+) -> str:
     """The command line that repeats the run, with DATA, INIT and OUT for the folders.
 
     A run by time is repeated by its number of steps: as long, though not equal to the bit, since its learning
     rate followed the clock.
     """
-    words = ["vision3d", "train", task, "--preset", options.preset, "--seed", str(settings.seed)]
+    start = ["vision3d"]
+    if processes > 1:
+        start = ["torchrun", "--standalone", "--nproc_per_node", str(processes), "-m", "vision3d"]
+    words = [*start, "train", task, "--preset", options.preset, "--seed", str(settings.seed)]
     words += ["--steps", str(steps), "--lr", f"{settings.lr:g}", "--ema", f"{settings.ema:g}"]
     if settings.optimizer != "adamw":
         words += ["--optimizer", settings.optimizer]
     if options.batch_size:
         words += ["--batch-size", str(options.batch_size)]
+    if settings.precision != "auto":
+        words += ["--precision", settings.precision]
     if settings.accumulate != 1:
         words += ["--accumulate", str(settings.accumulate)]
     if options.data is not None:
