@@ -183,7 +183,12 @@ def test_what_failed_images_held_is_let_go(tmp_path):
     summary = run([tmp_path / "in"], tmp_path / "out", lambda: burden.fail)
     images = Images([str(tmp_path / "in")])
     pairs = run_pairs(
-        pair_jobs(images, images), (images, images), burden.fail, tmp_path, fingerprint=lambda a, b: "none"
+        pair_jobs(images, images),
+        (images, images),
+        burden.fail,
+        tmp_path,
+        kind="depth",
+        fingerprint=lambda a, b: "none",
     )
     gc.collect()
     assert summary.count("failed") == pairs.count("failed") == 3
@@ -248,6 +253,7 @@ def test_a_full_disk_stops_a_run_over_pairs_in_the_same_way(tmp_path, monkeypatc
             (images, images),
             lambda job, first, second: ramp([first])[0],
             tmp_path / "out",
+            kind="depth",
             fingerprint=lambda first, second: "none",
         )
     assert tried == ["a__b", "a__c"]
@@ -362,7 +368,12 @@ def test_a_pair_that_another_run_has_claimed_is_left_to_it(tmp_path, monkeypatch
     monkeypatch.setattr(runs.time, "sleep", sleep)
     mark = ramp([images.photo("a")])[0].fingerprint
     summary = run_pairs(
-        pair_jobs(images, images), (images, images), process, out, fingerprint=lambda first, second: mark
+        pair_jobs(images, images),
+        (images, images),
+        process,
+        out,
+        kind="depth",
+        fingerprint=lambda first, second: mark,
     )
     assert len(waits) == 1
     assert made == ["b__c", "a__c"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -259,6 +260,16 @@ _DRAWN: dict[type[Layer], type[_Shown]] = {
 """How each kind of layer is drawn by viser; a new kind is added here."""
 
 
+def sendable(name: str) -> str:
+    """A file's name without what UTF-8 does not hold, which no browser could be sent."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def as_plain(text: str) -> str:
+    """Text that Markdown shows as it is: what came with a result's files must not become part of the page."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(sendable(text).split()))
+
+
 class _ShownItem:
     """An item whose layers are read and sent when it is first shown."""
 
@@ -267,6 +278,7 @@ class _ShownItem:
         self._layers: list[_Shown] | None = None
         self.folder: Any = None
         self.outline = np.zeros((0, 3))
+        self.lock = threading.RLock()
 
     @property
     def loaded(self) -> bool:
@@ -434,7 +446,7 @@ class LiveViewer(Running):
         if len(self.items) == 1:
             self._layer_controls(item)
             return
-        item.folder = gui.add_folder(item.item.name, expand_by_default=item.visible)
+        item.folder = gui.add_folder(sendable(item.item.name), expand_by_default=item.visible)
         with item.folder:
             box = gui.add_checkbox("show", initial_value=item.visible)
         box.on_update(lambda _: self._show_item(item, box))
@@ -454,7 +466,7 @@ class LiveViewer(Running):
             slider.on_update(changed)
 
         if item.item.note:
-            gui.add_markdown(item.item.note)
+            gui.add_markdown(as_plain(item.item.note))
         for layer in item.layers:
             name = layer.layer.name
             box = gui.add_checkbox(name, initial_value=layer.visible)
@@ -467,16 +479,17 @@ class LiveViewer(Running):
         from vision3d.progress import warn
 
         item.visible = box.value
-        if not item.loaded and item.visible:
-            try:
-                _ = item.layers
-            except InputError as error:
-                warn(str(error))
-                box.value = item.visible = False
-                return
-            with item.folder:
-                self._layer_controls(item)
-            self._overlay.options = self._overlay_options()
+        with item.lock:  # callbacks run side by side
+            if not item.loaded and item.visible:
+                try:
+                    _ = item.layers
+                except InputError as error:
+                    warn(str(error))
+                    box.value = item.visible = False
+                    return
+                with item.folder:
+                    self._layer_controls(item)
+                self._overlay.options = self._overlay_options()
         if item.loaded:
             self._change(item.layers)
 
@@ -632,7 +645,7 @@ class LiveViewer(Running):
                     f"/measure/label{number}", str(m), position=(m.start + m.end) / 2, anchor="bottom-center"
                 ),
             ]
-        self._list.content = "\n".join(f"- {m}" for m in self.measurements)
+        self._list.content = "\n".join(f"- {as_plain(str(m))}" for m in self.measurements)
 
 
 @contextlib.contextmanager

@@ -147,7 +147,9 @@ def _pair(item: Item, blobs: Blobs) -> dict[str, Any]:
         if kept is None
         else {
             "sides": [_cells(kept.a, blobs), _cells(kept.b, blobs)],
-            **{n: getattr(kept, n) for n in ("measure", "scale", "metric", "temperature", "reach")},
+            **{
+                n: getattr(kept, n) for n in ("measure", "scale", "metric", "temperature", "reach", "lengths")
+            },
         },
         "flows": None
         if kept is not None or all(flow is None for flow in flows)

@@ -242,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             found = answer()
         except Vision3DError as error:
-            self._send(400, "text/plain", str(error).encode())
+            self._send(400, "text/plain", str(error).encode("utf-8", "replace"))
             return
         except Exception as error:  # the page must hear of it, too
             show_traceback(error)

@@ -71,6 +71,8 @@ class PairDescriptors:
         temperature: of the softmax over similarities on the scale of a cosine, behind confidences and places between
             cells.
         reach: cells around the best one that share in a place between cells; 0 takes its middle.
+        lengths: mean squared length of the descriptors of either image, which puts distances ``l2`` on the scale of a
+            cosine.
     """
 
     a: CellDescriptors
@@ -80,11 +82,12 @@ class PairDescriptors:
     metric: str
     temperature: float
     reach: int
+    lengths: tuple[float, float] = (2.0, 2.0)
 
     def save(self, path: Path) -> None:
         """Write an ``.npz``."""
         arrays: dict[str, Any] = {
-            n: getattr(self, n) for n in ("measure", "scale", "metric", "temperature", "reach")
+            n: getattr(self, n) for n in ("measure", "scale", "metric", "temperature", "reach", "lengths")
         }
         for side, cells in (("a", self.a), ("b", self.b)):
             names = ("values", "shape", "first", "step", "allowed")
@@ -115,6 +118,7 @@ class PairDescriptors:
                 metric=str(arrays["metric"]),
                 temperature=float(arrays["temperature"]),
                 reach=int(arrays["reach"]),
+                lengths=(float(arrays["lengths"][0]), float(arrays["lengths"][1])),
             )
         except (KeyError, ValueError, TypeError, IndexError, InputError) as error:
             raise _damaged(path) from error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vision3d.backbone import keymap
 from vision3d.backbone.loading import component_file, empty_weights, open_checkpoint, read_config
-from vision3d.backbone.stable_diffusion import LDM_UNET, LDM_VAE, unet_config, vae_config
+from vision3d.backbone.stable_diffusion import LDM_UNET, LDM_VAE, predicted_by, unet_config, vae_config
 from vision3d.backbone.text import load_text_tower, open_clip_key, to_open_clip
 from vision3d.backbone.tokeniser import Tokeniser
 from vision3d.errors import InputError, WeightsError
@@ -137,7 +137,7 @@ def _diffusion_folder(
     is_sd2 = any(name.startswith(OPEN_CLIP_TEXT) for name in tensors)
     if any(name.startswith("cond_stage_model.") for name in tensors):
         parts["text_encoder"] = _text_component(tensors, without_last=is_sd2)
-    predicts = prediction or ("v_prediction" if is_sd2 and "768" in source.name else "epsilon")
+    predicts = prediction or predicted_by("sd2" if is_sd2 else "sd1", source.name)
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers_version,

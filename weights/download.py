@@ -21,6 +21,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -431,7 +432,7 @@ def damage(path: Path, suffix: str) -> str:
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             return f"{bad} inside is damaged" if bad else ""
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
             return f"it is a damaged archive ({error})"
     if suffix == ".zip":
         return "it is no zip archive"

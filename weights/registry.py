@@ -296,13 +296,18 @@ def by_hand(checkpoint: Checkpoint, reason: str) -> WeightsError:
         where = f"{', '.join(f.path for f in checkpoint.files)} as {checkpoint.page} says"
     else:
         where = ", ".join(file.url for file in checkpoint.files)
-    many = len(checkpoint.files) > 1 or (checkpoint.patterns and "*.json" in checkpoint.patterns)
+    many = len(checkpoint.files) > 1 or _is_folder(checkpoint)
     given = "FOLDER" if many else "FILE"
     return WeightsError(
         f"{checkpoint.name}: {reason}",
         f"download {where} by hand and give it with `vision3d weights pull {checkpoint.name} --from {given}`, "
         f"which keeps it in {root_of(checkpoint.name)}",
     )
+
+
+def _is_folder(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint whose files are not known by name is a folder with configurations."""
+    return any("/" in pattern or pattern.endswith(".json") for pattern in checkpoint.patterns)
 
 
 def _agree(checkpoint: Checkpoint, consent: Consent) -> None:
@@ -594,6 +599,10 @@ def _matches(checkpoint: Checkpoint, source: Path) -> dict[str, Path]:
             raise WeightsError(
                 f"{source}: none of the files of {checkpoint.name} in it", f"it needs {wanted}"
             )
+        if _is_folder(checkpoint) and not any(path.endswith(".json") for path in found):
+            raise WeightsError(
+                f"{source}: weights of {checkpoint.name} without a configuration", f"it needs {wanted}"
+            )
         return found
     named = [f.path for f in checkpoint.files if f.path.rpartition("/")[2] == source.name]
     if len(named) == 1:
@@ -604,6 +613,11 @@ def _matches(checkpoint: Checkpoint, source: Path) -> dict[str, Path]:
     if len(named) > 1:
         raise InputError(
             f"{source.name}: this can be {' or '.join(named)}", "give the folder that holds them"
+        )
+    if _is_folder(checkpoint):
+        raise WeightsError(
+            f"{source.name}: {checkpoint.name} is a folder with configurations, not a file",
+            f"give the folder; it needs {wanted}",
         )
     if checkpoint.patterns and checkpoint.wants(source.name):
         return {source.name: source}

@@ -172,5 +172,4 @@ def as_cosine(rows: Tensor, metric: Metric, length: Tensor) -> Tensor:
     """Similarities of :func:`query_rows` on the scale of a cosine; -inf stays. For ``length`` see
     :func:`squared_length`.
     """
-    finite = torch.isfinite(rows)
-    return torch.where(finite, _as_cosine(rows.nan_to_num(neginf=-4.0), metric, length), float("-inf"))
+    return _as_cosine(rows, metric, length)

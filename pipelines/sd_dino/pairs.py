@@ -142,6 +142,7 @@ def run_pairs(
     process: Callable[[PairJob, Photo, Photo], Prediction],
     out: Path,
     *,
+    kind: str,
     fingerprint: Callable[[Photo, Photo], str],
     overwrite: bool = False,
     description: str = "pairs",
@@ -155,6 +156,7 @@ def run_pairs(
         sets: where their images are.
         process: the loaded method.
         out: output folder.
+        kind: of the results; where one of another kind is, nothing is computed.
         fingerprint: of the work on a pair, which its saved result must bear to be skipped.
         overwrite: process everything again.
         description: what the bar counts.
@@ -165,7 +167,7 @@ def run_pairs(
     """
     from vision3d.io.claims import claim
     from vision3d.io.files import check_writable
-    from vision3d.prediction import is_complete
+    from vision3d.prediction import is_complete, refuse_other_kind
 
     if not jobs:
         raise InputError("there is no pair of different images", "name another image or folder")
@@ -182,6 +184,7 @@ def run_pairs(
         try:
             first, second = sets[0].photo(job.first), sets[1].photo(job.second)
             mark = fingerprint(first, second)
+            refuse_other_kind(folder, kind)
             skipped = Outcome(job.name, label, "skipped", folder)
             if not overwrite and is_complete(folder, mark):
                 return skipped

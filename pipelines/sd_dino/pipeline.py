@@ -925,6 +925,7 @@ def _kept(
         metric=metric,
         temperature=matching.TEMPERATURE,
         reach=matching.REACH if options.subcell else 0,
+        lengths=tuple(float(values.square().sum(-1).mean()) for values in ready),  # type: ignore[arg-type]
     )  # fmt: skip
 
 

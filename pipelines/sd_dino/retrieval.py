@@ -34,8 +34,11 @@ class Hit:
 
 
 def score_matches(confidence: np.ndarray, mutual: np.ndarray) -> float:
-    """How well two images match as a whole: the sum of the confidences of their mutual matches, per match."""
-    return float((confidence * mutual).sum() / max(1, len(confidence)))
+    """How well two images match as a whole: the sum of the confidences of their mutual matches.
+
+    Not their mean: one stray match may be surer than hundreds of good ones.
+    """
+    return float((confidence * mutual).sum())
 
 
 @torch.no_grad()

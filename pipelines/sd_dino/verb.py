@@ -207,6 +207,7 @@ def match(
             sets,
             matcher,
             out,
+            kind="matches",
             fingerprint=lambda x, y: pair_fingerprint(matcher.fingerprint(x), y),
             overwrite=overwrite,
         )
@@ -426,6 +427,7 @@ def swap(
     from vision3d.matches import pair_fingerprint
     from vision3d.pipelines.sd_dino.masks import object_mask
     from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs, run_pairs
+    from vision3d.prediction import refuse_other_kind
 
     sets = Images([a]), Images([b])
     if len(sets[0]) != 1 or len(sets[1]) != 1:
@@ -433,6 +435,8 @@ def swap(
     check_writable(out)
     if not 0 <= refine <= 1:
         raise InputError(f"refinement of {refine}", "give a share from 0 to 1, such as 0.4")
+    if refine and (net.unet is not None or features in ("clean", "clean+dino")):
+        raise InputError("refinement by a UNet that was tuned for features", "leave --refine or --unet out")
     if not 8 <= resolution <= 1024:
         raise InputError(f"resolution {resolution}", "give 8 to 1024 cells")
     if projection == "dataset":
@@ -447,6 +451,7 @@ def swap(
     )
     options.check()
     jobs = pair_jobs(*sets)
+    refuse_other_kind(out / jobs[0].name, "swap")  # before anybody marks objects
     photos = sets[0].photo(jobs[0].first), sets[1].photo(jobs[0].second)
     plan = net.plan(features)
     clicked: Iterator[np.ndarray] = iter(())
@@ -482,6 +487,7 @@ def swap(
         sets,
         process,
         out,
+        kind="swap",
         fingerprint=lambda x, y: pair_fingerprint(provenance.fingerprint(x), y),
         overwrite=overwrite,
         description="swap",

@@ -134,3 +134,13 @@ def test_what_cannot_be_scored_is_refused_in_one_line(folder: Path, tmp_path: Pa
         path.unlink()
     with pytest.raises(InputError, match="add NAME_LABEL"):
         evaluate_normals(NormalPictures(folder), tmp_path / "o")
+
+
+def test_per_image_compares_unit_vectors_and_pooled_does_not(tmp_path: Path) -> None:
+    directions = np.random.default_rng(0).normal(size=(24, 32, 3))
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    same = np.round((directions + 1) / 2 * 255).astype(np.uint8)
+    save(tmp_path / "a_gt.png", same)
+    save(tmp_path / "a_same.png", same)
+    scores = evaluate_normals(NormalPictures(tmp_path), tmp_path / "out").scores["same"]
+    assert scores["per_image"]["mean"] < 1e-5 and scores["pooled"]["mean"] > 0.5

@@ -168,7 +168,7 @@ def test_plain_least_squares_is_moved_by_the_same_outliers() -> None:
 
 def test_alignments_that_make_no_sense_are_refused() -> None:
     truth = slanted_room()
-    with pytest.raises(InputError, match="agree on"):
+    with pytest.raises(InputError, match="says nearer"):
         align_inverse_to_metric(truth, truth)
     with pytest.raises(InputError, match="constant"):
         align_inverse_to_metric(np.ones(truth.shape), truth)
@@ -202,3 +202,11 @@ def test_depth_behind_infinity_keeps_the_metric_value() -> None:
     fit = RobustFit(Affine(1.0, 0.0), inverse > 0, 1.0, 0.0, 0.1)
     merged = merge_depths(metric, inverse, fit)
     np.testing.assert_allclose(merged, metric, rtol=1e-4)
+
+
+def test_what_the_relative_depth_puts_beyond_all_metric_depth_keeps_the_metric_value() -> None:
+    metric = slanted_room()
+    inverse = 1 / metric
+    inverse[:5] = 1e-3  # a window that looks a kilometre away
+    fit = RobustFit(Affine(1.0, 0.0), inverse > 2e-3, 1.0, 0.0, 0.1)
+    assert merge_depths(metric, inverse, fit).max() <= 1.1 * metric.max() + 1e-3

@@ -206,3 +206,12 @@ def test_resizing_a_surface_never_invents_depth_between_two() -> None:
     smooth = resize_surface(slope, (60, 80))
     expected = 1 + 0.01 * ((np.arange(80) + 0.5) / 2 - 0.5)
     np.testing.assert_allclose(smooth[:, 2:-2], np.broadcast_to(expected, (60, 80))[:, 2:-2], rtol=1e-4)
+
+
+def test_depth_without_normals_stays_in_the_fused_surface() -> None:
+    camera = Intrinsics.from_fov(60, 48, 40)
+    normals = np.tile(np.array([0, 0, -1], np.float32), (40, 48, 1))
+    normals[10:20, 10:20] = 0
+    fused = fuse_depth_normals(np.full((40, 48), 2.0, np.float32), normals, camera)
+    assert np.isfinite(fused.depth).all()
+    np.testing.assert_allclose(fused.depth, 2.0, rtol=0.02)

@@ -178,3 +178,45 @@ def test_real_views_agree_with_their_recorded_poses(shared: Path) -> None:
     relative = invert_pose(truth[0]) @ truth[1]
     assert np.linalg.norm(views.poses[1][:3, 3] - relative[:3, 3]) < 0.03
     assert angle_between(views.poses[1], relative) < 1.5
+
+
+def test_scenes_a_hundred_baselines_away_are_no_outliers() -> None:
+    rng = np.random.default_rng(0)
+    camera = Intrinsics(1000.0, 1000.0, 500.0, 400.0, 1000, 800)
+    b_to_a = np.eye(4)
+    b_to_a[:3, 3] = [1, 0, 0]
+    points = rng.uniform([-20, -15, 60], [20, 15, 90], (300, 3))
+    a, _ = camera.project(points)
+    b, _ = camera.project(transform_points(invert_pose(b_to_a), points))
+    pose = relative_pose(a + rng.normal(0, 0.1, a.shape), b + rng.normal(0, 0.1, b.shape), camera, camera)
+    assert pose.inliers.mean() > 0.95
+    assert pose.b_to_a[0, 3] > 0.98
+
+
+def test_features_lie_where_their_blobs_are() -> None:
+    import cv2
+
+    from vision3d.geometry.pose import match_features
+
+    middles = np.random.default_rng(0).uniform(30, 270, (40, 2))
+    middles = middles[[all(np.hypot(*(m - o)) > 25 for o in middles[:i]) for i, m in enumerate(middles)]]
+    x, y = np.meshgrid(np.arange(300) + 0.5, np.arange(300) + 0.5)
+    image = np.full((300, 300), 40.0)
+    for i, (cx, cy) in enumerate(middles):
+        image += (120 + 5 * i % 80) * np.exp(-((x - cx) ** 2 / (14 + i % 5) + (y - cy) ** 2 / (26 + i % 3)))
+    picture = cv2.cvtColor(np.clip(image, 0, 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    found, _ = match_features(picture, picture, ratio=1.1)
+    offsets = [found[np.hypot(*(found - m).T).argmin()] - m for m in middles]
+    near = np.array([o for o in offsets if np.hypot(*o) < 2])
+    assert len(near) > 5
+    np.testing.assert_allclose(np.median(near, axis=0), 0, atol=0.1)
+
+
+def test_a_pair_without_depth_leaves_the_scale_to_the_others() -> None:
+    images, depths, poses = textured_views(3)
+    camera = Intrinsics(300, 300, 160, 120, 320, 240)
+    nothing = np.full_like(depths[2], np.nan)
+    views = poses_of_views(images, [camera] * 3, [depths[0], None, nothing])
+    assert views.metric
+    for found, truth in zip(views.poses[1:], poses[1:], strict=True):
+        assert np.linalg.norm(found[:3, 3]) == pytest.approx(np.linalg.norm(truth[:3, 3]), rel=0.1)

@@ -88,3 +88,11 @@ def test_distortion_is_not_dropped(tmp_path: Path) -> None:
     file.write_text(json.dumps({**content, "k1": -0.02}))
     with pytest.raises(InputError, match="undistort"):
         read_transforms(file)
+
+
+def test_a_model_without_poses_keeps_none_of_an_earlier_one(tmp_path: Path) -> None:
+    camera = Intrinsics(500.0, 510.0, 320.0, 240.0, 640, 480)
+    write_model(tmp_path, {"a.jpg": camera}, {"a.jpg": np.eye(4)})
+    assert (tmp_path / "images.txt").is_file()
+    write_model(tmp_path, {"a.jpg": camera})
+    assert [path.name for path in tmp_path.iterdir()] == ["cameras.txt"]

@@ -101,6 +101,11 @@ def test_glb_follows_the_specification(tmp_path: Path) -> None:
     perspective = read.cameras[0].perspective
     assert np.degrees(perspective.yfov) == pytest.approx(camera.fov_y)
     assert perspective.aspectRatio == pytest.approx(4 / 3)
+    wide = Intrinsics(600.0, 400.0, 320.0, 240.0, 640, 480)
+    write_glb(tmp_path / "w.glb", mesh, camera=wide)
+    seen = pygltflib.GLTF2().load(str(tmp_path / "w.glb")).cameras[0].perspective
+    across = 2 * np.degrees(np.arctan(seen.aspectRatio * np.tan(seen.yfov / 2)))
+    assert across == pytest.approx(wide.fov_x, rel=1e-3)
     position = read.accessors[read.meshes[0].primitives[0].attributes.POSITION]
     assert position.min == [-1, -1, -2]
     assert position.max == [1, 1, -2]

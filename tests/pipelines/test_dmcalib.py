@@ -565,3 +565,33 @@ def test_depth_is_decoded_in_32_bits_beside_networks_of_16(folder: Path) -> None
     depths = [p.depth(load_photo(photo), TRUTH.resized(64, 48)).depth for p in (short, whole)]
     assert len(np.unique(depths[0])) > 1000, "8 bits would give few values"
     np.testing.assert_allclose(depths[0], depths[1], atol=3.0)
+
+
+def test_photographs_that_exif_turns_are_exported_upright(
+    folder: Path, tmp_path: Path, known_cameras: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "in" / "turned.jpg", exif=exif, quality=95)
+    Image.fromarray(pixels).save(tmp_path / "in" / "plain.jpg")
+    out = tmp_path / "out"
+    words = [
+        "calibrate",
+        tmp_path / "in",
+        "--out",
+        out,
+        "--weights",
+        folder,
+        "--shared",
+        "--export",
+        "nerfstudio",
+    ]
+    assert run(*words, capsys=capsys)[0] == 0
+    content = json.loads((out / "transforms.json").read_text())
+    frames = content.get("frames", [])
+    assert {frame["file_path"] for frame in frames} == {"images/plain.png", "images/turned.png"}
+    for name in ("plain", "turned"):
+        with Image.open(out / "images" / f"{name}.png") as copy:
+            assert copy.size == (120, 90) and copy.getexif().get(0x0112, 1) == 1

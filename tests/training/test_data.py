@@ -115,6 +115,16 @@ def test_the_central_square_is_untouched_without_augmentation(world):
     assert crop["K"][0, 2] == sample.K[0, 2] - 4
 
 
+def test_scenes_for_evaluation_are_not_trained_on(tmp_path):
+    pytest.importorskip("open3d")
+    from vision3d.synthetic import ShardCache
+
+    ShardCache(tmp_path).fill(range(HELD_OUT_SEED, HELD_OUT_SEED + 1), (24, 32), workers=0)
+    with pytest.raises(InputError, match="which is for evaluation"):
+        open_source(tmp_path)
+    assert len(open_source(tmp_path, held_out=True)) == 1
+
+
 def test_wrong_arguments_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match="unknown fields"):
         batches(world, fields=("picture",))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,3 +204,32 @@ def test_two_processes_train_as_one_on_the_joint_batches(tiny, tmp_path):
     two = load_tensors(tmp_path / "two" / "weights" / "net.safetensors")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_command_names_processes_and_precision():
+    from vision3d.training.task import TaskOptions
+    from vision3d.training.trainer import TrainerSettings
+    from vision3d.training.verb import reproducing_command
+
+    settings = TrainerSettings(steps=7, precision="bf16")
+    words = reproducing_command("dino", TaskOptions("mini"), settings, 7, processes=2)
+    assert words.startswith("torchrun --standalone --nproc_per_node 2 -m vision3d train dino --preset mini")
+    assert "--precision bf16" in words
+    assert reproducing_command("dino", TaskOptions("mini"), settings, 7).startswith("vision3d train dino")
+
+
+def test_parts_that_are_due_now_and_then_see_every_shape_and_images_are_counted():
+    from vision3d.training.dense import DenseTask
+
+    class Shapes(DenseTask):
+        def __init__(self, counts):
+            self._recipe = SimpleNamespace(crops=tuple((8, 8, n) for n in counts))
+
+    Shapes.__abstractmethods__ = frozenset()
+    for shapes in (4, 5, 6):
+        task = Shapes(range(1, shapes + 1))
+        for every in (1, 2, 4, 8, 16):
+            due = [step for step in range(shapes * every * 4) if task.due(step, every)]
+            assert len(due) == shapes * 4
+            assert {step % shapes for step in due} == set(range(shapes))
+        assert [task.images_at(i) for i in range(2 * shapes)] == [*range(1, shapes + 1)] * 2

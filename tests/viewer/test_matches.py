@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,16 @@ def test_the_page_computes_what_the_method_computes(page: Any, sd_dino_folder: P
     mask[10:60, 8:80] = True
     points = np.array([[12.3, 20.1], [50.0, 40.7], [70.2, 55.5], [95.9, 0.2]])
     images = picture, picture[:, ::-1].copy()
-    for settings in ({"metric": "auto"}, {"metric": "cosine"}, {"features": "dino", "metric": "l1"}):
+    published = pipeline.config
+    uneven = replace(published, sd_weight=0.03)
+    for settings in (
+        {"metric": "auto"},
+        {"metric": "cosine"},
+        {"features": "dino", "metric": "l1"},
+        {"metric": "l2_norm"},
+        {"metric": "l2", "projection": "none"},
+    ):
+        pipeline.config = uneven if "projection" in settings else published
         found = pipeline.match(*images, points=points, masks=(None, mask), descriptors=True, **settings)
         name = "-".join(settings.values())
         found.save(tmp_path / name)

@@ -493,3 +493,11 @@ def test_meshes_and_points_in_memory_are_exported(tmp_path: Path) -> None:
     np.testing.assert_array_equal(page.array(page.layer("points", 1)["positions"]), cloud.positions)
     write_ply(tmp_path / "cloud.ply", cloud)
     assert main(["view", str(tmp_path), "--export", str(tmp_path / "folder.html"), "--quiet"]) == 0
+
+
+def test_what_comes_with_a_result_is_no_markup_in_the_panel() -> None:
+    pytest.importorskip("viser")
+    from vision3d.viewer.live import as_plain, sendable
+
+    assert as_plain("<img src=x> *a*\n# b_c") == r"\<img src\=x\> \*a\* \# b\_c"
+    assert as_plain(sendable("caf\udce9 größe 2 m")) == r"caf\? größe 2 m"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vision3d import cli
 from vision3d.backbone.stable_diffusion import load_stable_diffusion
@@ -257,3 +258,15 @@ def test_foreign_and_damaged_files_are_refused_by_name(tmp_path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=name.replace(".", r"\.")):
             describe(tmp_path / name)
+
+
+def test_weights_of_a_folder_are_not_taken_without_its_configurations(tmp_path) -> None:
+    from vision3d.weights import registry
+
+    file = tmp_path / "unet.fp16.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(WeightsError, match="a folder with configurations, not a file"):
+        registry.take("stablenormal", [file])
+    with pytest.raises(WeightsError, match="without a configuration"):
+        registry.take("stablenormal", [tmp_path])
+    assert registry.pulled("stablenormal") is None

@@ -31,9 +31,9 @@ function similarities(kept, from, cell, to) {
 }
 const best = values => values.reduce((found, value, i) => value > values[found] ? i : found, 0);
 // On the scale of a cosine, so that one temperature fits; -Infinity stays.
-function asCosine(measure, values) {
+function asCosine(measure, values, length) {
   if (measure === "dot") return values;
-  if (measure === "l2") return values.map(v => v === -Infinity ? v : 1 - v * v / 4);
+  if (measure === "l2") return values.map(v => v === -Infinity ? v : 1 - v * v / Math.max(2 * length, 1e-12));
   const finite = values.filter(v => v !== -Infinity), mean = finite.reduce((a, b) => a + Math.abs(b), 0) / finite.length || 1;
   return values.map(v => v / mean);
 }
@@ -51,7 +51,7 @@ function around(values, index, [h, w], reach, temperature) {
 function followDescriptors(kept, which, point) {
   const from = kept.sides[which], to = kept.sides[1 - which], size = state.pair.sizes[1 - which], [h, w] = to.shape;
   const [column, row] = cellOf(from, point), cell = row * from.shape[1] + column;
-  const values = similarities(kept, from, cell, to), index = best(values), scaled = asCosine(kept.measure, values);
+  const values = similarities(kept, from, cell, to), index = best(values), scaled = asCosine(kept.measure, values, kept.lengths[1 - which]);
   const between = around(scaled, index, to.shape, kept.reach, kept.temperature);
   const place = (side, c, r) => [side.first[0] + c * side.step[0], side.first[1] + r * side.step[1]];
   const limit = ([x, y]) => [Math.max(0, Math.min(size[1], x)), Math.max(0, Math.min(size[0], y))];

@@ -38,7 +38,7 @@ class StableDiffusion:
     Attributes:
         unet: the denoiser, or None if the source holds only an autoencoder.
         vae: the autoencoder, or None if the source holds only a denoiser.
-        prediction_type: what the denoiser predicts. Single files do not say; epsilon unless told.
+        prediction_type: what the denoiser predicts. Single files do not say, see :func:`predicted_by`.
         family: ``sd1`` (768-wide text) or ``sd2`` (1024-wide), ``other`` for any other width.
         source: file or folder.
     """
@@ -115,6 +115,11 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def family_of(width: int) -> str:
     """``sd1`` or ``sd2`` by the width of the text context, ``other`` for neither."""
     return {768: "sd1", 1024: "sd2"}.get(width, "other")
+
+
+def predicted_by(family: str, name: str) -> PredictionType:
+    """What the UNet of a single file predicts: velocity in SD 2.x files with "768" in their name, else the noise."""
+    return "v_prediction" if family == "sd2" and "768" in name else "epsilon"
 
 
 def load_stable_diffusion(
@@ -200,7 +205,7 @@ def _from_file(path: Path, dtype: torch.dtype | None, load: bool) -> StableDiffu
                 "give a UNet, an autoencoder, or an LDM checkpoint",
             )
     family = family_of(unet.config.cross_attention_dim) if unet is not None else "other"
-    return StableDiffusion(unet, vae, "epsilon", family, path)
+    return StableDiffusion(unet, vae, predicted_by(family, path.name), family, path)
 
 
 def _unet_rename(tensors: Mapping[str, Tensor]) -> Callable[[str], str | None]:
