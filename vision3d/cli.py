@@ -59,7 +59,6 @@ GLOBAL_OPTIONS = {
 EXTRAS = {
     "open3d": "geometry",
     "viser": "viz",
-    "gsplat": "cuda",
     "ray": "ray",
     "tensorboard": "train",
     "pycolmap": "sfm",
@@ -232,7 +231,7 @@ def _complain(error: Exception, as_json: bool) -> int:
     if isinstance(error, Vision3DError):
         text = str(error)
     elif is_out_of_memory(error):
-        text = "out of memory; try a smaller --max-size, --batch-size 1 or a --memory budget"
+        text = "out of memory; try smaller images (--help names the option) or a --memory budget"
     else:
         text = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
     print(f"vision3d: {text}", file=sys.stderr)

@@ -81,7 +81,7 @@ class RayEngine:
         except RayActorError as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise ResourceError(
-                f"a worker of Ray has died ({reason})", "if memory was short, try --max-size or --memory"
+                f"a worker of Ray has died ({reason})", "if memory was short, try smaller images or --memory"
             ) from error
         finally:
             for actor in actors:

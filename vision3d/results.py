@@ -486,6 +486,7 @@ class CameraPrediction(Prediction):
         samples: (E, 4) fx, fy, cx, cy of each sample of the ensemble, in pixels of the photograph, or None.
         camera_image: (3, h, w) float32 in [0, 1], what the network predicted, without padding; or None.
         depth: metric depth, or None.
+        depth_noise: relative error of the depth, as its weights state it, or None.
         shared_by: number of photographs that share this camera.
 
     Raises:
@@ -500,6 +501,7 @@ class CameraPrediction(Prediction):
     samples: np.ndarray | None = None
     camera_image: np.ndarray | None = None
     depth: DepthPrediction | None = None
+    depth_noise: float | None = None
     shared_by: int = 1
 
     def __post_init__(self) -> None:
@@ -549,6 +551,7 @@ class CameraPrediction(Prediction):
             "inlier_ratio": float(self.inlier_ratio),
             "samples": None if self.samples is None else np.asarray(self.samples).tolist(),
             "shared_by": self.shared_by,
+            **({} if self.depth is None or self.depth_noise is None else {"depth_noise": self.depth_noise}),
             "exif": None
             if exif is None
             else {

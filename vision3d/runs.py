@@ -197,7 +197,9 @@ def failure(name: str, label: str, error: Exception) -> Outcome:
         return Outcome(name, label, "failed", reason=reason, error=error, stop=stop)
     show_traceback(error)
     if is_out_of_memory(error):
-        exhausted = ResourceError("out of memory", "try a smaller --max-size or a --memory budget")
+        exhausted = ResourceError(
+            "out of memory", "try smaller images (--help names the option) or a --memory budget"
+        )
         return Outcome(name, label, "failed", reason=str(exhausted), error=exhausted)
     text = " ".join(str(error).split())
     return Outcome(

@@ -21,8 +21,8 @@ class List:
     """Show the released weights: what for, how large, which licence, and which are here.
 
     Args:
-        task: only those for this task, with what it takes in all; depth, normals, calibrate, match, swap,
-            sim2real or dream.
+        task: only those for this task, with what it takes in all; depth, normals, calibrate, match or swap (sim2real
+            and dream are for methods that this version does not have).
         pulled: only those that are here.
     """
 

@@ -1,15 +1,13 @@
 """A folder of a few real photographs with depth, one folder per source, for development and the mini weights.
 
-========== =================================== ============================================== ==============
-folder     image, depth                        depth                                          intrinsics
-========== =================================== ============================================== ==============
-nyu        rgb_*.jpg, depth_*.png              uint16 mm (NYU Depth v2, raw and synchronised)
-annotations.json kitti      rgb_*.png, depth_*.png              uint16 1/256 m (KITTI, LiDAR)
-annotations.json tum_desk   1.png, 1_depth.png                  uint16 1/5000 m (TUM RGB-D freiburg2)
-fixed sevenscenes frame-*.color.jpg, .depth.png      uint16 mm, 65535 or 0 unknown (7-Scenes)
-camera-intrinsics.txt motorcycle motorcycle_left.png, _disp.npz      float disparity (Middlebury 2014)
-fixed ========== =================================== ==============================================
-==============
+* ``nyu``: ``rgb_*.jpg``, ``depth_*.png``, uint16 millimetres (NYU Depth v2, raw and synchronised); intrinsics in
+  ``annotations.json``.
+* ``kitti``: ``rgb_*.png``, ``depth_*.png``, uint16 1/256 m (KITTI, LiDAR); intrinsics in ``annotations.json``.
+* ``tum_desk``: ``1.png``, ``1_depth.png``, uint16 1/5000 m (TUM RGB-D freiburg2); intrinsics fixed.
+* ``sevenscenes``: ``frame-*.color.jpg``, ``frame-*.depth.png``, uint16 millimetres, 65535 or 0 unknown (7-Scenes);
+  intrinsics in ``camera-intrinsics.txt``.
+* ``motorcycle``: ``motorcycle_left.png``, ``motorcycle_disp.npz``, float disparity (Middlebury 2014); intrinsics fixed.
+* ``dsine_office``: ``NAME.png`` and ``NAME.txt`` with fx, fy, cx, cy; no depth, read by the comparison of cameras only.
 
 Scored as the benchmark of the source does where there is one: NYU inside Eigen's mask, KITTI cropped to
 352 × 1216 and inside Eigen's mask.

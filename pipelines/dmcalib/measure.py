@@ -178,7 +178,9 @@ def _metrology(
             raise InputError(
                 f"{source}: damaged result ({error})", "calibrate that photograph again"
             ) from error
-        assumed = SCALE_SIGMA if scale_error is None else scale_error
+        assumed = scale_error
+        if assumed is None:  # what the weights said of themselves
+            assumed = max(SCALE_SIGMA, float(entry.get("depth_noise", 0)))
         metrology = Metrology(depth, camera, covariance, scale_sigma=assumed)
         return metrology, _camera_line(camera), []
     from vision3d.io.images import load_photo

@@ -406,6 +406,7 @@ class DMCalib(Residency):
                 assert prediction.photo is not None
                 prediction.depth = self.depth(prediction.photo, prediction.intrinsics, options)
                 prediction.depth.provenance = origin
+                prediction.depth_noise = self.config.depth_noise
         return predictions
 
     def camera_images(
@@ -639,6 +640,7 @@ class DMCalib(Residency):
                 assert prediction.photo is not None
                 prediction.depth = self.depth(prediction.photo, prediction.intrinsics, options)
                 prediction.depth.provenance = origin
+                prediction.depth_noise = self.config.depth_noise
         return predictions
 
     def __repr__(self) -> str:

@@ -108,7 +108,7 @@ def calibrate(
         seed: of the noise.
         batch_size: photographs that are processed together.
         device: auto, cpu, cuda, cuda:1 or mps.
-        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        dtype: precision; auto is 16 bits on CUDA, else fp32.
         memory: budget such as 6.5G; networks that do not fit at once are loaded in turn.
         engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.

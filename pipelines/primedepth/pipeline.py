@@ -136,7 +136,8 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         """Loads the pipeline from a released single file or from a folder written by ``save_pretrained``.
 
         Args:
-            pretrained_model_name_or_path: file or folder; None takes the weights that ship with the package.
+            pretrained_model_name_or_path: file or folder; None takes the official weights if they were pulled,
+                else those that ship with the package.
             torch_dtype: floating dtype; by default fp32 on CPU, bf16 or fp16 on CUDA.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
             memory: budget such as ``6.5G``; below what everything resident needs, networks are loaded when their

@@ -63,7 +63,7 @@ def depth(
         batch_size: photographs of one size that are processed together.
         tile: side in pixels of the tiles that larger photographs are processed in.
         device: auto, cpu, cuda, cuda:1 or mps.
-        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        dtype: precision; auto is 16 bits on CUDA, else fp32.
         memory: budget such as 6.5G; what does not fit at once is loaded in turn, batches are split and large
             images are tiled. Without one, that happens when memory runs out.
         text_encoder: folder or file of an OpenCLIP ViT-H/14 text tower, for a checkpoint that has none.

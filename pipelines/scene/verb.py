@@ -70,7 +70,7 @@ def scene(
         stablenormal: weights of the normals.
         dmcalib: weights of the calibration and the metric depth.
         device: auto, cpu, cuda, cuda:1 or mps.
-        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        dtype: precision; auto is 16 bits on CUDA, else fp32.
         memory: budget such as 6.5G for each method.
         engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.

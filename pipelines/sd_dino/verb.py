@@ -48,7 +48,7 @@ class Networks:
         dino_size: side of the canvas for DINO in pixels, by default the weights' own (840 for the published).
         dino_stride: pixels between DINO's tokens, by default the weights' own (the patch for the published).
         device: auto, cpu, cuda, cuda:1 or mps.
-        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        dtype: precision; auto is 16 bits on CUDA, else fp32.
         memory: budget such as 4G; networks that do not fit it at once are loaded in turn.
         cache: keep the features of images on disk.
     """

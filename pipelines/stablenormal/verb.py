@@ -101,7 +101,7 @@ def normals(
         trust_remote_code: run the Python files of the semantic branch and of the matting model that come with them.
         batch_size: photographs of one size that are processed together.
         device: auto, cpu, cuda, cuda:1 or mps.
-        dtype: precision; auto is fp32 on CPUs and 16 bits on GPUs.
+        dtype: precision; auto is 16 bits on CUDA, else fp32.
         memory: budget such as 4G; what does not fit at once is loaded in turn.
         engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.

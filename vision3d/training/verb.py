@@ -95,8 +95,8 @@ def train(
     Args:
         task: what to train: a part of the Stable Diffusion prior, or a method on top of it.
         out: output folder.
-        preset: "mini" for two CPU cores and minutes, "full" for the published sizes and recipe; some tasks have
-            more, which an unknown name lists.
+        preset: "mini" for two CPU cores and minutes, "full..." for the published sizes and recipe, where there are
+            any; an unknown name lists them.
         data: folder of rendered scenes; without it they are rendered while training.
         init: weights to start from: a folder, e.g. the export of the task before, "mini" (the method's embedded ones),
             or a pulled name.
