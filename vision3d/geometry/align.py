@@ -241,8 +241,8 @@ def merge_depths(
 
     The aligned relative depth is corrected by the log ratio of both, smoothed by a guided filter (He, Sun, Tang 2013,
     guide: the aligned log depth) over the inliers: the correction may follow the relative depth's own edges, but
-    brings in none of the metric depth's. Pixels that the fit puts farther than any metric depth, or behind infinity,
-    keep the metric depth.
+    brings in none of the metric depth's. What the fit puts farther than any metric depth ends there; what it puts behind
+    infinity keeps the metric depth.
 
     Args:
         metric_depth: (H, W) metres.
@@ -256,7 +256,8 @@ def merge_depths(
     inverse = fit.affine.scale * np.asarray(inverse_prediction, dtype=np.float64) + fit.affine.shift
     farthest = (1 + fit.threshold) * np.max(metric[np.isfinite(metric)], initial=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ahead = inverse > 1 / np.float64(farthest)
+        ahead = inverse > 1e-4
+        inverse = np.maximum(inverse, 1 / np.float64(farthest))
     guide = -np.log(np.where(ahead, inverse, 1.0))
     weight = (fit.inliers & ahead).astype(np.float64)
     ratio = np.where(weight > 0, np.log(np.where(weight > 0, metric, 1.0)) - guide, 0.0)
