@@ -533,7 +533,8 @@ def test_measure_reads_results_and_photographs(folder: Path, tmp_path: Path, kno
     told = {**camera.to_dict(), "covariance": None, "depth_noise": 0.4}
     (result / "camera.json").write_text(json.dumps(told))
     code, text, _ = run("measure", result, "--from", "20,40", "--to", "70,40", "--json", capsys=capsys)
-    assert json.loads(text)["lengths"]["distance"]["sigma"] == pytest.approx(0.4, rel=0.1)  # what the weights said
+    stated = json.loads(text)["lengths"]["distance"]["sigma"]
+    assert stated == pytest.approx(0.4, rel=0.1)  # what the weights said
     code, text, _ = run("measure", result, "--plane", "10,10,100,80", "--json", capsys=capsys)
     plane = json.loads(text)["planes"]["plane"]
     np.testing.assert_allclose(plane["normal"], [0, 0, -1], atol=1e-6)

@@ -241,8 +241,8 @@ def merge_depths(
 
     The aligned relative depth is corrected by the log ratio of both, smoothed by a guided filter (He, Sun, Tang 2013,
     guide: the aligned log depth) over the inliers: the correction may follow the relative depth's own edges, but
-    brings in none of the metric depth's. What the fit puts farther than any metric depth ends there; what it puts behind
-    infinity keeps the metric depth.
+    brings in none of the metric depth's. What the fit puts farther than any metric depth ends there; what it puts
+    behind infinity keeps the metric depth.
 
     Args:
         metric_depth: (H, W) metres.
