@@ -473,7 +473,7 @@ def test_what_does_not_fit_at_all_fails_and_the_rest_goes_on(tmp_path):
     photograph(tmp_path / "in" / "b.png", (32, 20))
     summary = run([tmp_path / "in"], tmp_path / "out", lambda: Hungry(1, 48, MemoryError()))
     assert {o.name: o.status for o in summary.outcomes} == {"a": "failed", "b": "done"}
-    assert "out of memory; try a smaller --max-size" in (summary.outcomes[0].reason or "")
+    assert "out of memory; try smaller images" in (summary.outcomes[0].reason or "")
 
 
 def test_other_errors_are_no_want_of_memory(tmp_path):

@@ -23,7 +23,7 @@ from vision3d.geometry.mesh import TriangleMesh
 from vision3d.geometry.points import PointCloud
 from vision3d.io.files import DAMAGED
 from vision3d.io.images import natural_key
-from vision3d.io.photo import as_path
+from vision3d.paths import as_path
 from vision3d.prediction import RECORD, Prediction, read_record
 from vision3d.viewer.files import SUFFIXES, Up, file_item, read_layers
 from vision3d.viewer.scene import CameraLayer, Item, Layer, MeshLayer, PageKind, PointsLayer

@@ -1,9 +1,12 @@
-"""Where vision3d keeps what it may make again."""
+"""Paths: those that people give, and where vision3d keeps what it may make again."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from vision3d.errors import InputError
 
 
 def home() -> Path:
@@ -17,3 +20,20 @@ def cache_dir(name: str) -> Path:
     folder = home() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def as_path(source: str | os.PathLike[str]) -> Path:
+    """The path meant by ``source``: as it is if it exists, else with ``~`` or ``~user`` expanded, if that is anybody's.
+
+    Raises:
+        InputError: an internet address, a name that is too long, or a folder on the way that may not be entered.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(source)):
+        raise InputError(f"{source} is an address, not a file", "download it and give the file")
+    path = Path(source)
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # nobody is called so
+        return path
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}", "check its name and permissions") from error

@@ -20,7 +20,7 @@ def resolve(pipeline: str, source: str | Path | None = None) -> tuple[Path, str]
     Raises:
         WeightsError: nothing there, not pulled, or damaged since.
     """
-    from vision3d.io.photo import as_path
+    from vision3d.paths import as_path
     from vision3d.progress import warn
     from vision3d.weights import registry
     from vision3d.weights.manifest import manifest

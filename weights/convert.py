@@ -28,7 +28,7 @@ from vision3d.backbone.text import load_text_tower, open_clip_key, to_open_clip
 from vision3d.backbone.tokeniser import Tokeniser
 from vision3d.errors import InputError, WeightsError
 from vision3d.io.files import atomic_path, staged_folder
-from vision3d.io.photo import as_path
+from vision3d.paths import as_path
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vision3d.errors import InputError, Vision3DError, WeightsError
-from vision3d.io.photo import as_path
+from vision3d.paths import as_path
 from vision3d.progress import say
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME...")]

@@ -247,7 +247,7 @@ def test_a_video_keeps_its_name_beside_its_own_results(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_looked_at_is_one_line() -> None:
-    from vision3d.io.photo import as_path
+    from vision3d.paths import as_path
 
     with pytest.raises(InputError, match="too long; check its name"):
         as_path("x" * 5000)

@@ -22,7 +22,7 @@ def test_a_task_is_answered_with_what_how_large_and_which_licence(capsys) -> Non
     assert code == 0
     assert out.splitlines()[0].split() == ["NAME", "FOR", "SIZE", "LICENCE", "STATE"]
     advice = out.splitlines()[-1]
-    assert "vision3d weights pull dmcalib with sd21" in advice
+    assert "vision3d weights pull dmcalib (with sd21; " in advice
     assert "11.9 GB" in advice and "OpenRAIL-M + CreativeML Open RAIL++-M" in advice
     assert max(map(len, out.splitlines())) < 220
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vision3d.errors import InputError
-from vision3d.io.photo import Photo, as_path, check_shape, load_photo
+from vision3d.io.photo import Photo, check_shape, load_photo
 from vision3d.io.video import VIDEO_SUFFIXES, is_video, iter_frames
+from vision3d.paths import as_path
 
 if TYPE_CHECKING:
     from vision3d.io.photo import Source

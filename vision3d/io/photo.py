@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from vision3d.errors import InputError
 from vision3d.io.video import is_video
+from vision3d.paths import as_path
 
 if TYPE_CHECKING:
     import torch
@@ -153,23 +153,6 @@ def load_photo(source: Source | Photo, *, min_side: int = MIN_SIDE, max_aspect: 
             f"{photo.path or photo.name} is transparent everywhere", "give one that shows something"
         )
     return photo
-
-
-def as_path(source: str | os.PathLike[str]) -> Path:
-    """The path meant by ``source``: as it is if it exists, else with ``~`` or ``~user`` expanded, if that is anybody's.
-
-    Raises:
-        InputError: an internet address, a name that is too long, or a folder on the way that may not be entered.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fspath(source)):
-        raise InputError(f"{source} is an address, not a file", "download it and give the file")
-    path = Path(source)
-    try:
-        return path if path.exists() else path.expanduser()
-    except RuntimeError:  # nobody is called so
-        return path
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror}", "check its name and permissions") from error
 
 
 def _load_file(path: Path) -> Photo:
