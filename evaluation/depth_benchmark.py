@@ -26,6 +26,7 @@ from vision3d.errors import InputError
 from vision3d.evaluation.datasets.base import DepthDataset, DepthSample, limited
 from vision3d.evaluation.metrics import DepthMetrics, align_depth, align_inverse_depth, depth_metrics
 from vision3d.evaluation.protocols import DepthRange
+from vision3d.evaluation.script import Measured
 from vision3d.geometry.align import Affine
 from vision3d.io.files import (
     atomic_path,
@@ -109,7 +110,7 @@ class ImageScore:
 
 
 @dataclass(frozen=True)
-class DepthReport:
+class DepthReport(Measured):
     """The outcome of one benchmark.
 
     Attributes:
@@ -137,11 +138,6 @@ class DepthReport:
     def groups(self) -> dict[str, DepthMetrics]:
         """Mean over the images of each group, if there is more than one."""
         return group_averages(self.scores)
-
-    @property
-    def exit_code(self) -> int:
-        """Of a command that ends with this report."""
-        return 0
 
     @property
     def complete(self) -> bool:

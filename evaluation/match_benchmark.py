@@ -19,6 +19,7 @@ from vision3d.evaluation.correspondence import PCK, TSS_ALPHAS, PairErrors, flow
 from vision3d.evaluation.datasets.base import limited
 from vision3d.evaluation.datasets.correspondence import KeypointPair, KeypointPairs
 from vision3d.evaluation.datasets.tss import TSS, FlowPair
+from vision3d.evaluation.script import Measured
 from vision3d.io.files import atomic_path, atomic_write_json, make_folder
 from vision3d.pipelines.sd_dino.options import MatchOptions
 from vision3d.progress import progress
@@ -31,7 +32,7 @@ PUBLISHED_SIDE = 840
 
 
 @dataclass
-class MatchReport:
+class MatchReport(Measured):
     """What an evaluation found.
 
     Attributes:
@@ -45,11 +46,6 @@ class MatchReport:
     protocol: dict[str, Any]
     scores: dict[str, Any]
     out: Path
-
-    @property
-    def exit_code(self) -> int:
-        """Always 0: a bad score is no error."""
-        return 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

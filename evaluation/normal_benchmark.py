@@ -26,6 +26,7 @@ from vision3d.evaluation.normal_metrics import (
     pooled_metrics,
     seed_variance,
 )
+from vision3d.evaluation.script import Measured
 from vision3d.io.files import atomic_path, atomic_write_bytes, atomic_write_json, make_folder
 from vision3d.prediction import Provenance, plain
 from vision3d.progress import progress
@@ -81,7 +82,7 @@ class NormalPictures:
 
 
 @dataclass
-class NormalReport:
+class NormalReport(Measured):
     """The outcome of an evaluation.
 
     Attributes:
@@ -100,11 +101,6 @@ class NormalReport:
     scores: dict[str, dict[str, Any]]
     variance: dict[str, float]
     out: Path
-
-    @property
-    def exit_code(self) -> int:
-        """Always 0: a bad score is no error."""
-        return 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

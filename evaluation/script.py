@@ -1,4 +1,4 @@
-"""What the scripts of this package share that are run as modules."""
+"""What the reports of this package share, and the scripts that are run as modules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vision3d.errors import InputError, Vision3DError
+
+
+class Measured:
+    """A command's report of what was measured: a bad score is no error."""
+
+    @property
+    def exit_code(self) -> int:
+        """Always 0."""
+        return 0
 
 
 def run_script(main: Callable[..., int], arguments: Sequence[str] | None = None) -> int:

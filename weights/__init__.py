@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vision3d.errors import WeightsError
+from vision3d.paths import as_path
 
 MINI = Path(__file__).parent / "mini"
 
@@ -20,7 +21,6 @@ def resolve(pipeline: str, source: str | Path | None = None) -> tuple[Path, str]
     Raises:
         WeightsError: nothing there, not pulled, or damaged since.
     """
-    from vision3d.paths import as_path
     from vision3d.progress import warn
     from vision3d.weights import registry
     from vision3d.weights.manifest import manifest

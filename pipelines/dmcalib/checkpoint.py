@@ -32,11 +32,11 @@ from vision3d.backbone.loading import (
     empty_weights,
     load_component,
     open_checkpoint,
+    pixel_dtype,
     read_config,
 )
 from vision3d.backbone.stable_diffusion import load_stable_diffusion
 from vision3d.backbone.text import FULL_DEPTH, Layer, TextEncoder
-from vision3d.backbone.vae import pixel_dtype
 from vision3d.errors import WeightsError
 from vision3d.pipelines.dmcalib.options import DMCalibConfig
 

@@ -160,7 +160,7 @@ def _metrology(
     import numpy as np
 
     from vision3d.camera import Intrinsics
-    from vision3d.geometry.measure import SCALE_SIGMA, Metrology
+    from vision3d.geometry.measure import Metrology, scale_sigma
 
     if source.is_dir():
         files = source / "camera.json", source / "metric_depth.npy"
@@ -178,10 +178,8 @@ def _metrology(
             raise InputError(
                 f"{source}: damaged result ({error})", "calibrate that photograph again"
             ) from error
-        assumed = scale_error
-        if assumed is None:  # what the weights said of themselves
-            assumed = max(SCALE_SIGMA, float(entry.get("depth_noise", 0)))
-        metrology = Metrology(depth, camera, covariance, scale_sigma=assumed)
+        stated = float(entry.get("depth_noise", 0))
+        metrology = Metrology(depth, camera, covariance, scale_sigma=scale_sigma(scale_error, stated))
         return metrology, _camera_line(camera), []
     from vision3d.io.images import load_photo
     from vision3d.pipelines.dmcalib.pipeline import DMCalib
@@ -190,9 +188,11 @@ def _metrology(
     pipeline = DMCalib.from_pretrained(weights, base=base, device=device)
     prediction = pipeline(picture, depth=True, **options)
     assert not isinstance(prediction, list) and prediction.depth is not None
-    assumed = max(SCALE_SIGMA, pipeline.config.depth_noise) if scale_error is None else scale_error
     metrology = Metrology(
-        prediction.depth.depth, prediction.intrinsics, prediction.covariance, scale_sigma=assumed
+        prediction.depth.depth,
+        prediction.intrinsics,
+        prediction.covariance,
+        scale_sigma=scale_sigma(scale_error, pipeline.config.depth_noise),
     )
     notes = []
     if "mini" in pipeline.weights_name:

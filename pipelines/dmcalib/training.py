@@ -997,12 +997,8 @@ class DepthTask(_DMCalibTask):
     def __init__(self, recipe: DepthRecipe, source: SampleSource, options: TaskOptions) -> None:
         if options.batch_size:
             recipe = replace(recipe, sizes=tuple((w, h, options.batch_size) for w, h, _ in recipe.sizes))
-        self.batch_size = round(sum(count for _, _, count in recipe.sizes) / len(recipe.sizes))
+        self.take_turns(count for _, _, count in recipe.sizes)
         super().__init__(recipe, source, options)
-
-    @override
-    def images_at(self, index: int) -> int:
-        return self._recipe.sizes[index % len(self._recipe.sizes)][2]
 
     @override
     def build(self) -> nn.Module:

@@ -360,10 +360,12 @@ def upright_copies(labels: Mapping[str, str], out: Path) -> dict[str, str]:
 def _is_turned(path: Path) -> bool:
     from PIL import Image
 
+    from vision3d.io.decode import UNDECODABLE, read_exif
+
     try:
         with Image.open(path) as image:
-            return image.getexif().get(0x0112, 1) != 1
-    except (OSError, ValueError, SyntaxError):
+            return read_exif(image).get("orientation", 1) != 1
+    except UNDECODABLE:
         return False
 
 

@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vision3d.backbone import keymap
-from vision3d.backbone.loading import WeightSource, attach, empty_weights, open_checkpoint
+from vision3d.backbone.loading import WeightSource, attach, empty_weights, open_checkpoint, pixel_dtype
 from vision3d.backbone.text import load_text_tower
-from vision3d.backbone.vae import SCALING_FACTOR, pixel_dtype, set_group_norm_eps
+from vision3d.backbone.vae import SCALING_FACTOR, set_group_norm_eps
 from vision3d.errors import WeightsError
 from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefiner
 

@@ -27,7 +27,7 @@ from vision3d.backbone.residency import DiffusersResidency
 from vision3d.backbone.schedule import add_noise
 from vision3d.backbone.sharing import share, shared_moments
 from vision3d.backbone.text import Layer, TextEncoder, load_text_tower
-from vision3d.backbone.vae import encode_moments, pixel_dtype, set_group_norm_eps
+from vision3d.backbone.vae import encode_moments, set_group_norm_eps
 from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
 from vision3d.geometry.tiling import Tiling
@@ -193,7 +193,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         }
         for name, kind in kinds.items():
             if (folder / name).is_dir():
-                floating = pixel_dtype(dtype) if name in IN_PIXELS else dtype
+                floating = loading.pixel_dtype(dtype) if name in IN_PIXELS else dtype
                 networks[name] = loading.load_component(kind, folder / name, dtype=floating, load=False)
         missing = [n for n in ("vae", "unet", "refiner", "depth_head") if n not in networks]
         if missing:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vision3d.errors import InputError
+from vision3d.geometry.measure import scale_sigma
 from vision3d.scene import SCALE_NOISE, FusionOptions
 
 if TYPE_CHECKING:
@@ -75,11 +76,12 @@ class SceneOptions:
 
     def completed(self, config: DMCalibConfig) -> SceneOptions:
         """With everything that was left to the weights of the metric depth filled in."""
-        fusion = self.fusion
-        if fusion.scale_noise is None:
-            fusion = replace(fusion, scale_noise=max(SCALE_NOISE, config.depth_noise))
-        if fusion.depth_noise is None:
-            fusion = replace(fusion, depth_noise=config.depth_noise)
+        given = self.fusion
+        fusion = replace(
+            given,
+            depth_noise=config.depth_noise if given.depth_noise is None else given.depth_noise,
+            scale_noise=scale_sigma(given.scale_noise, config.depth_noise, SCALE_NOISE),
+        )
         return replace(self, fusion=fusion)
 
     def calibration(self, steps: int) -> dict[str, Any]:

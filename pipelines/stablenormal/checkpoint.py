@@ -36,7 +36,6 @@ from vision3d.backbone.loading import (
     read_config,
 )
 from vision3d.backbone.text import load_text_tower
-from vision3d.backbone.vae import pixel_dtype
 from vision3d.errors import WeightsError
 from vision3d.pipelines.stablenormal.network import (
     IMAGE_BRANCH_UNUSED,
@@ -179,7 +178,7 @@ def _load_part(part: str, place: Path, dtype: torch.dtype | None) -> nn.Module:
         return load_image_branch(place, dtype=dtype)
     if part == "unet":
         return load_component(UNet2DConditionModel, place, dtype=dtype, load=False)
-    return load_component(AutoencoderKL, place, dtype=pixel_dtype(dtype), load=False)
+    return load_component(AutoencoderKL, place, dtype=dtype, load=False)
 
 
 def image_branch_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

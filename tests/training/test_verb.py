@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,7 +222,7 @@ def test_parts_that_are_due_now_and_then_see_every_shape_and_images_are_counted(
 
     class Shapes(DenseTask):
         def __init__(self, counts):
-            self._recipe = SimpleNamespace(crops=tuple((8, 8, n) for n in counts))
+            self.take_turns(counts)
 
     Shapes.__abstractmethods__ = frozenset()
     for shapes in (4, 5, 6):

@@ -378,12 +378,21 @@ def release_weights(module: nn.Module) -> bool:
     return True
 
 
+def pixel_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Floating type of what reads or makes pictures, beside networks of ``dtype``: float32 in place of 16 bits.
+
+    float16 overflows in some autoencoders, and the 8 significant bits of bfloat16 show in normals and depths.
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def load_component(
     cls: type, folder: str | Path, *, dtype: torch.dtype | None = None, load: bool = True
 ) -> nn.Module:
     """A diffusers component (``config.json`` and one weight file) from its folder.
 
-    Autoencoders may have the attention names of diffusers before 0.18, as the released SD 2.1 folder has.
+    Autoencoders may have the attention names of diffusers before 0.18, as the released SD 2.1 folder has, and take
+    float32 in place of 16 bits.
 
     Raises:
         WeightsError: config or weights are missing, damaged or of another network.
@@ -394,7 +403,9 @@ def load_component(
     tensors = open_checkpoint(file)
     with empty_weights():
         module = cls.from_config(config)  # type: ignore[attr-defined]
-    rename = keymap.modern_attention if cls.__name__ == "AutoencoderKL" else str
+    rename: Callable[[str], str] = str
+    if cls.__name__ == "AutoencoderKL":
+        rename, dtype = keymap.modern_attention, pixel_dtype(dtype)
     names = {rename(name): name for name in tensors}
     source = WeightSource(file, names, dtype=dtype, label=f"{folder.name} ({cls.__name__})")
     return attach(module, source, load=load)

@@ -22,10 +22,11 @@ from vision3d.backbone.loading import (
     empty_weights,
     load_component,
     open_checkpoint,
+    pixel_dtype,
     read_config,
 )
 from vision3d.backbone.schedule import PredictionType
-from vision3d.backbone.vae import SCALING_FACTOR, pixel_dtype
+from vision3d.backbone.vae import SCALING_FACTOR
 from vision3d.errors import WeightsError
 
 LDM_UNET, LDM_VAE = "model.diffusion_model.", "first_stage_model."
@@ -158,16 +159,15 @@ def _from_folder(folder: Path, dtype: torch.dtype | None, load: bool) -> StableD
     parts: dict[str, Any] = {}
     for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         if (folder / name).is_dir():
-            floating = pixel_dtype(dtype) if name == "vae" else dtype
-            parts[name] = load_component(kind, folder / name, dtype=floating, load=load)
+            parts[name] = load_component(kind, folder / name, dtype=dtype, load=load)
     if not parts:
         declared = read_config(folder).get("_class_name")
         kinds = {"UNet2DConditionModel": UNet2DConditionModel, "AutoencoderKL": AutoencoderKL}
         if declared not in kinds:
             raise WeightsError(f"{folder}: no unet/ or vae/ in this folder", "give a Stable Diffusion folder")
-        name = "unet" if "UNet" in declared else "vae"
-        floating = pixel_dtype(dtype) if name == "vae" else dtype
-        parts[name] = load_component(kinds[declared], folder, dtype=floating, load=load)
+        parts["unet" if "UNet" in declared else "vae"] = load_component(
+            kinds[declared], folder, dtype=dtype, load=load
+        )
     unet = parts.get("unet")
     predicts: PredictionType = "epsilon"
     if (folder / "scheduler" / "scheduler_config.json").is_file():

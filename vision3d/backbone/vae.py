@@ -26,14 +26,6 @@ STRIP_BYTES = 4 << 20
 """A strip's working set: small enough to stay near the cores, large enough to keep kernels busy."""
 
 
-def pixel_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Floating type of what reads or makes pictures, beside networks of ``dtype``: float32 in place of 16 bits.
-
-    float16 overflows in some autoencoders, and the 8 significant bits of bfloat16 show in normals and depths.
-    """
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def set_group_norm_eps(module: nn.Module, eps: float) -> None:
     """Gives every GroupNorm of ``module`` this epsilon (SD's autoencoder has 1e-6, PrimeDepth's 1e-5)."""
     for layer in module.modules():

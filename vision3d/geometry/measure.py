@@ -26,6 +26,11 @@ SCALE_SIGMA = 0.1
 _WINDOW = 3
 
 
+def scale_sigma(given: float | None, stated: float, least: float = SCALE_SIGMA) -> float:
+    """Relative error of a metric depth's scale: as given, else what its weights state, but no less than ``least``."""
+    return max(least, stated) if given is None else given
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A length.

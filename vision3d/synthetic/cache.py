@@ -245,9 +245,8 @@ class ShardCache:
 def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
     """A new ``.npy`` file to fill through memory. Raises OSError where there is no room for all of it."""
     array: np.memmap = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    if hasattr(
-        os, "posix_fallocate"
-    ):  # a sparse file on a full disk would end the process when it is written
+    # a sparse file on a full disk would end the process when it is written
+    if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array

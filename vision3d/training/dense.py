@@ -78,7 +78,7 @@ class DenseTask(Task):
         if options.batch_size:
             recipe = replace(recipe, crops=tuple((h, w, options.batch_size) for h, w, _ in recipe.crops))
         self._recipe, self.source, self.options, self.init = recipe, source, options, options.init
-        self.batch_size = round(sum(count for _, _, count in recipe.crops) / len(recipe.crops))
+        self.take_turns(count for _, _, count in recipe.crops)
         self._held: dict[str, Tensor] | None = None
 
     @classmethod
@@ -109,16 +109,12 @@ class DenseTask(Task):
             for i, (height, width, count) in enumerate(self._recipe.crops)
         ]
 
-    @override
-    def images_at(self, index: int) -> int:
-        return self._recipe.crops[index % len(self._recipe.crops)][2]
-
     def due(self, step: int, every: int) -> bool:
         """Whether a part of the loss that is computed on one of ``every`` steps is due.
 
         Counted so that batches of all shapes come to it, whatever both numbers have in common.
         """
-        turn, shape = divmod(step, len(self._recipe.crops))
+        turn, shape = divmod(step, len(self.turns))
         return (turn + shape) % every == 0
 
     def member(self, index: int, batches: WorldBatches) -> Batches:

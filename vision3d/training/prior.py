@@ -135,7 +135,7 @@ class PriorVaeTask(Task):
             scaled = [(side, max(1, round(n * options.batch_size / largest))) for side, n in recipe.crops]
             recipe = replace(recipe, crops=tuple(scaled))
         self._recipe, self.source, self.options = recipe, source, options
-        self.batch_size = round(sum(n for _, n in recipe.crops) / len(recipe.crops))
+        self.take_turns(n for _, n in recipe.crops)
         self._held_out: Tensor | None = None
 
     @classmethod
@@ -158,10 +158,6 @@ class PriorVaeTask(Task):
         if self.options.checkpointing:
             self.vae.enable_gradient_checkpointing()
         return self.vae.to(memory_format=torch.channels_last)
-
-    @override
-    def images_at(self, index: int) -> int:
-        return self._recipe.crops[index % len(self._recipe.crops)][1]
 
     @override
     def batches(self) -> Batches:

@@ -78,9 +78,17 @@ class Task(ABC):
     batch_size: int
     """Images in one micro-batch, on average; only for logs and the record."""
 
+    turns: tuple[int, ...] = ()
+    """Images in each of the micro-batches that take turns, where they differ; see :meth:`take_turns`."""
+
+    def take_turns(self, counts: Iterable[int]) -> None:
+        """Say how many images the micro-batches have that take turns."""
+        self.turns = tuple(counts)
+        self.batch_size = round(sum(self.turns) / len(self.turns))
+
     def images_at(self, index: int) -> int:
         """Images in the micro-batch of this index, for the count of a run."""
-        return self.batch_size
+        return self.turns[index % len(self.turns)] if self.turns else self.batch_size
 
     @classmethod
     @abstractmethod
