@@ -573,3 +573,14 @@ def test_a_result_of_another_kind_is_refused_before_any_work(tmp_path):
 
     with pytest.raises(OutputError, match="already holds a result of kind 'normals'"):
         run([tmp_path / "a.png"], tmp_path / "out", never)
+
+
+def test_pairs_whose_names_would_be_one_have_results_of_their_own(tmp_path):
+    from vision3d.pipelines.sd_dino.pairs import Images, pair_jobs
+
+    for folder, names in (("a", ("cat", "cat__1")), ("b", ("1__dog", "dog"))):
+        for name in names:
+            photograph(tmp_path / folder / f"{name}.png")
+    jobs = pair_jobs(Images([str(tmp_path / "a")]), Images([str(tmp_path / "b")]))
+    assert len(jobs) == len({job.name for job in jobs}) == 4
+    assert {"cat__1__dog", "cat__1__dog_2"} <= {job.name for job in jobs}

@@ -23,7 +23,7 @@ from vision3d.geometry.mesh import TriangleMesh
 from vision3d.geometry.points import PointCloud
 from vision3d.io.files import DAMAGED
 from vision3d.io.images import natural_key
-from vision3d.paths import as_path
+from vision3d.paths import as_path, numbered
 from vision3d.prediction import RECORD, Prediction, read_record
 from vision3d.viewer.files import SUFFIXES, Up, file_item, read_layers
 from vision3d.viewer.scene import CameraLayer, Item, Layer, MeshLayer, PageKind, PointsLayer
@@ -297,9 +297,7 @@ def items_of(things: Sequence[Showable], *, up: Up = "auto") -> list[Item]:
             items += _path_items(as_path(thing), up)
     taken: set[str] = set()
     for item in items:
-        base, number = item.name, 2
-        while item.name in taken:
-            item.name, number = f"{base} ({number})", number + 1
+        item.name = numbered(item.name, taken.__contains__, "{} ({})")
         taken.add(item.name)
     return items
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from vision3d.errors import InputError
@@ -37,3 +38,11 @@ def as_path(source: str | os.PathLike[str]) -> Path:
         return path
     except OSError as error:
         raise InputError(f"{source}: {error.strerror}", "check its name and permissions") from error
+
+
+def numbered(name: str, is_used: Callable[[str], bool], pattern: str = "{}_{}") -> str:
+    """A name, or the first of its numbered forms, from 2 on, that is not used yet."""
+    unique, number = name, 2
+    while is_used(unique):
+        unique, number = pattern.format(name, number), number + 1
+    return unique

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision3d.errors import InputError, ResourceError, Vision3DError, WeightsError
+from vision3d.paths import numbered
 from vision3d.progress import progress, warn
 from vision3d.runs import (
     Outcome,
@@ -96,10 +97,8 @@ def pair_jobs(first: Images, second: Images) -> list[PairJob]:
     for i, a in enumerate(first):
         others = names[i + 1 :] if same else names
         for b in others[:: 1 if i % 2 == 0 else -1]:
-            title = base = f"{a}__{b}" if single else f"{a}__{b}".replace("/", "-")
-            number = 2
-            while title in taken:  # names may hold what joins them
-                title, number = f"{base}-{number}", number + 1
+            title = f"{a}__{b}" if single else f"{a}__{b}".replace("/", "-")
+            title = numbered(title, taken.__contains__)  # names may hold what joins them
             taken.add(title)
             jobs.append(PairJob(a, b, title))
     return jobs

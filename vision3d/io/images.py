@@ -20,7 +20,7 @@ import numpy as np
 from vision3d.errors import InputError
 from vision3d.io.photo import Photo, check_shape, load_photo
 from vision3d.io.video import VIDEO_SUFFIXES, is_video, iter_frames
-from vision3d.paths import as_path
+from vision3d.paths import as_path, numbered
 
 if TYPE_CHECKING:
     from vision3d.io.photo import Source
@@ -110,9 +110,8 @@ def expand_inputs(source: Sources, *, recursive: bool = False) -> list[tuple[str
         unique = name
         if is_used(unique, item) and isinstance(item, Path):
             unique = f"{name}_{item.suffix[1:].lower()}"
-        number = 2
-        while is_used(unique, item):
-            unique, number = f"{name}_{number}", number + 1
+        if is_used(unique, item):
+            unique = numbered(name, partial(is_used, item=item))
         taken.add(unique.casefold())
         named.append((unique, item))
     return named
