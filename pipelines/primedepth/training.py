@@ -79,6 +79,7 @@ class PrimeDepthRecipe:
         sky: ``mask`` leaves sky out of the depth loss; ``far`` teaches inverse depth 0 there.
         scale: smallest and largest crop relative to the sample.
         photometric: share of images that are strongly augmented.
+        turn: half of the crops are turned in the image plane by about so many degrees.
         max_size: longest side at which photographs are processed with these weights.
         world: (height, width) of scenes that are rendered when there is no cache.
     """
@@ -106,6 +107,7 @@ class PrimeDepthRecipe:
     sky: str = "mask"
     scale: tuple[float, float] = (0.6, 1.0)
     photometric: float = 0.8
+    turn: float = 0.0
     max_size: int = 1024
     world: tuple[int, int] = (480, 640)
     warmup: int = 1000
@@ -159,6 +161,15 @@ MINI_WIDE_FINE = replace(
     warmup=100,
 )
 MINI_DEEP = replace(MINI_WIDE, transformer_layers=(2, 2, 1, 1))
+MINI_DEEP_FINE = replace(
+    MINI_WIDE_FINE,
+    transformer_layers=MINI_DEEP.transformer_layers,
+    crops=((112, 112, 16), (80, 112, 16), (112, 112, 16), (80, 112, 16), (32, 112, 32), (112, 80, 16)),
+    absrel_weight=12.0,
+    head_every=2,
+    normal_weight=MINI_DEEP.normal_weight,
+)
+TURN = 9.0
 PRESETS = {
     "mini": MINI,
     # last leg of the mini: more of each photograph, from the first's export
@@ -175,14 +186,10 @@ PRESETS = {
     # from an export of those: a deeper denoiser, where its transformers see enough to tell the layout
     "mini-deep": MINI_DEEP,
     # its last leg: by depth head and read-out in turn, in the shapes of photographs
-    "mini-deep-fine": replace(
-        MINI_WIDE_FINE,
-        transformer_layers=MINI_DEEP.transformer_layers,
-        crops=((112, 112, 16), (80, 112, 16), (112, 112, 16), (80, 112, 16), (32, 112, 32), (112, 80, 16)),
-        absrel_weight=12.0,
-        head_every=2,
-        normal_weight=MINI_DEEP.normal_weight,
-    ),
+    "mini-deep-fine": MINI_DEEP_FINE,
+    # the same two for cameras that are held askew
+    "mini-askew": replace(MINI_DEEP, turn=TURN),
+    "mini-askew-fine": replace(MINI_DEEP_FINE, turn=TURN),
     "full-pseudo": PrimeDepthRecipe(
         refiner_channels=512,
         head_channels=(128, 256, 512, 512),

@@ -95,6 +95,7 @@ class NormalsRecipe:
         class_weight: of the classes that the new DINO is asked for.
         scale: smallest and largest crop relative to the sample.
         photometric: share of images that are strongly augmented.
+        turn: half of the crops are turned in the image plane by about so many degrees.
         resolution, processing_resolution: what the weights recommend at inference.
         world: (height, width) of scenes that are rendered when there is no cache.
     """
@@ -122,6 +123,7 @@ class NormalsRecipe:
     class_weight: float = 0.0
     scale: tuple[float, float] = (0.6, 1.0)
     photometric: float = 0.8
+    turn: float = 0.0
     resolution: int = 1024
     processing_resolution: int = 768
     world: tuple[int, int] = (480, 640)

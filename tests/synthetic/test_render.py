@@ -302,3 +302,23 @@ def test_classes_are_those_of_the_benchmark() -> None:
 def test_impossible_requests_are_refused(seed: int, size: tuple[int, int]) -> None:
     with pytest.raises(InputError):
         render_sample(seed, size)
+
+
+def test_a_handheld_camera_is_indoors_near_things_and_tilted() -> None:
+    usual = [render_sample(seed, (24, 32)) for seed in range(0, 240, 3)]
+    handheld = [render_sample(seed, (24, 32), handheld=True) for seed in range(0, 240, 3)]
+
+    def tilt(sample: Sample) -> tuple[float, float]:
+        """How far it looks down, and its roll, in degrees."""
+        right, _, forward = sample.cam_to_world[:3, :3].T
+        return -math.degrees(math.asin(forward[2])), abs(math.degrees(math.asin(right[2])))
+
+    assert {s.kind for s in handheld} <= {
+        "kitchen", "office", "living", "bedroom", "bathroom", "storage", "corridor", "hall", "shapes",
+    }  # fmt: skip
+    down, roll = np.mean([tilt(s) for s in handheld], 0)
+    usual_down, usual_roll = np.mean([tilt(s) for s in usual], 0)
+    assert down > usual_down + 5 and roll > 1.5 * usual_roll
+    assert np.median([np.median(s.depth) for s in handheld]) < 0.7 * np.median(
+        [np.median(s.depth) for s in usual]
+    )

@@ -142,6 +142,25 @@ def _stopping() -> Iterator[Sample]:
     raise RuntimeError("stop")
 
 
+def test_handheld_views_are_rendered_recorded_and_kept_apart(tmp_path: Path) -> None:
+    from vision3d.training.data import describe_source
+
+    size = (16, 24)
+    cache = ShardCache(tmp_path)
+    cache.fill(range(3), size, workers=1, handheld=True)
+    want = render_sample(2, size, handheld=True)
+    np.testing.assert_array_equal(cache[2].image, want.image)
+    assert not np.array_equal(want.image, render_sample(2, size).image)
+    with pytest.raises(InputError, match="holds hand-held views of these seeds"):
+        cache.fill(range(3), size, workers=0)
+    assert describe_source(cache)["handheld"] == [[0, 3]]
+    cache.fill(range(120, 123), size, workers=0)
+    assert describe_source(cache)["seeds"] == [[0, 3], [120, 123]]
+    assert describe_source(cache)["handheld"] == [[0, 3]]
+    with pytest.raises(InputError, match="holds usual views of these seeds"):
+        cache.fill(range(120, 123), size, workers=0, handheld=True)
+
+
 def test_reading_a_sample_is_fast(filled: ShardCache) -> None:
     filled[0]
     start = time.perf_counter()
@@ -191,11 +210,11 @@ def test_synthesize_renders_only_what_is_missing(tmp_path: Path, monkeypatch: py
     real = stream.render_sample
     fail_at = 1
 
-    def render(seed, size):
+    def render(seed, size, handheld):
         if len(rendered) == fail_at:
             raise KeyboardInterrupt
         rendered.append(seed)
-        return real(seed, size)
+        return real(seed, size, handheld)
 
     monkeypatch.setattr(stream, "render_sample", render)
     with pytest.raises(KeyboardInterrupt, match=r"1 of 3 images .* goes on"):
@@ -212,6 +231,8 @@ def test_synthesize_renders_only_what_is_missing(tmp_path: Path, monkeypatch: py
     assert rendered == [30, 31, 32, 31]
     verb.synthesize(out, count=1, size=(32, 24), seed=30, workers=0)
     assert rendered == [30, 31, 32, 31, 30]
+    verb.synthesize(out, count=1, size=(32, 24), seed=30, workers=0, handheld=True)
+    assert rendered == [30, 31, 32, 31, 30, 30]
 
 
 def test_shards_for_training_are_written_by_the_verb_and_gone_on_with(

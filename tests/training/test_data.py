@@ -86,6 +86,41 @@ def test_intrinsics_follow_crop_resize_and_flip(seed):
     torch.testing.assert_close(crop["normals"][0], -crop["depth"] if mirrored else crop["depth"])
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_intrinsics_and_normals_follow_a_turned_crop(seed):
+    sample = position_sample(90, 120)
+    x, y = np.meshgrid(np.arange(120) + 0.5, np.arange(90) + 0.5)
+    rays = np.stack([(x - sample.K[0, 2]) / 37, (y - sample.K[1, 2]) / 37, np.ones_like(x)], -1)
+    plane = np.array([0.2, -0.5, -0.8])
+    sample.depth = (rays @ plane).astype(np.float32)  # inverse depth of a plane, but for its distance
+    sample.normals = np.broadcast_to(plane, rays.shape).astype(np.float32)
+    crop = augmented_crop(
+        sample, (40, 48), np.random.default_rng(seed), ("depth", "normals", "K"), (0.7, 1.0), True, 0.0, 20.0
+    )
+    normals = crop["normals"].numpy()
+    assert np.ptp(normals, axis=(1, 2)).max() < 1e-5
+    K, normal = crop["K"].numpy(), normals[:, 0, 0]
+    x, y = np.meshgrid(np.arange(48) + 0.5, np.arange(40) + 0.5)
+    rays = np.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], np.ones_like(x)], -1)
+    # Both samplings, that of the turn and that of the resize, are off by half a pixel at most, in x and in y.
+    slack = 0.51 / 37 * (np.abs(plane[:2]).sum() + np.abs(normal[:2]).sum())
+    assert np.abs(crop["depth"].numpy() - rays @ normal).max() < slack
+
+
+def test_half_of_the_crops_are_turned_and_none_where_pixels_are_not_square():
+    sample = position_sample(90, 120)
+    sample.normals = np.broadcast_to(np.float32([1, 0, 0]), (90, 120, 3))
+
+    def turned(source: SimpleNamespace, seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        crop = augmented_crop(source, 30, rng, ("normals",), (0.5, 1.0), turn=15.0)
+        return abs(float(crop["normals"][1, 0, 0])) > 1e-4
+
+    assert 0.4 < np.mean([turned(sample, k) for k in range(200)]) < 0.6
+    sample.K = np.diag([1.0, 1.1, 1.0]) @ sample.K
+    assert not any(turned(sample, k) for k in range(50))
+
+
 def test_half_of_the_crops_are_mirrored():
     sample = position_sample(32, 32)
     flips = 0

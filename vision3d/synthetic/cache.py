@@ -80,6 +80,7 @@ class ShardCache:
         """Looks for shards that were completed since."""
         self.shards: list[tuple[int, int]] = []  # (first seed, count)
         self.sizes: list[tuple[int, int]] = []  # height and width of every shard's samples
+        self.handheld: list[bool] = []  # whether they are views of a hand-held camera
         self.damaged: list[Path] = []  # shards that cannot be read
         for path in sorted(self.folder.glob("shard-*/meta.json")):
             try:
@@ -89,11 +90,13 @@ class ShardCache:
                         f"{path.parent} is of cache version {meta['version']}", "render it again"
                     )
                 held, size = (meta["first"], meta["count"]), (meta["size"][0], meta["size"][1])
+                handheld = bool(meta.get("handheld", False))
             except DAMAGED:
                 self.damaged.append(path.parent)
                 continue
             self.shards.append(held)
             self.sizes.append(size)
+            self.handheld.append(handheld)
         self._ends = np.cumsum([count for _, count in self.shards]) if self.shards else np.zeros(0, int)
 
     def __len__(self) -> int:
@@ -156,7 +159,9 @@ class ShardCache:
             seed=shard["meta"]["first"] + row,
         )
 
-    def write_shard(self, first: int, samples: Iterator[Sample], size: tuple[int, int], count: int) -> Path:
+    def write_shard(
+        self, first: int, samples: Iterator[Sample], size: tuple[int, int], count: int, handheld: bool = False
+    ) -> Path:
         """Writes ``count`` samples with seeds from ``first`` on as one shard, atomically; a shorter one is replaced.
 
         Raises:
@@ -199,6 +204,7 @@ class ShardCache:
                 "first": first,
                 "count": count,
                 "size": list(size),
+                "handheld": handheld,
                 "captions": captions,
                 "kinds": kinds,
             }
@@ -207,13 +213,14 @@ class ShardCache:
                 raise _MadeElsewhere
         return target
 
-    def fill(self, seeds: range, size: tuple[int, int], workers: int = 1) -> int:
+    def fill(self, seeds: range, size: tuple[int, int], workers: int = 1, handheld: bool = False) -> int:
         """Renders the shards that are missing.
 
         Args:
             seeds: consecutive; begin and end at multiples of ``SHARD`` for shards that others can share.
             size: height and width; shards of other seeds may have another.
             workers: rendering processes.
+            handheld: see :func:`vision3d.synthetic.render_sample`.
 
         Returns:
             How many samples were rendered.
@@ -221,23 +228,31 @@ class ShardCache:
         if seeds.step != 1 or not len(seeds):
             raise InputError(f"seeds {seeds} are not a rising run", "give a first and a last seed")
         remove_stagings(self.folder)
-        have = {first: (count, shape) for (first, count), shape in zip(self.shards, self.sizes, strict=True)}
+        have = {
+            first: (count, shape, kind)
+            for (first, count), shape, kind in zip(self.shards, self.sizes, self.handheld, strict=True)
+        }
         runs = []
         for first in range(seeds.start, seeds.stop, SHARD):
             count = min(SHARD, seeds.stop - first)
-            present, shape = have.get(first, (0, tuple(size)))
+            present, shape, kind = have.get(first, (0, tuple(size), handheld))
             if shape != tuple(size):
                 raise InputError(
                     f"{self.folder} holds samples of these seeds in {shape[0]}x{shape[1]}",
                     "use another folder for this size, or other seeds",
                 )
+            if kind != handheld:
+                raise InputError(
+                    f"{self.folder} holds {'hand-held' if kind else 'usual'} views of these seeds",
+                    "use another folder for these, or other seeds",
+                )
             if present < count:
                 runs.append((first, count))
         todo = sum(count for _, count in runs)
-        with closing(_rendered(runs, size, workers)) as rendered:
+        with closing(_rendered(runs, size, workers, handheld)) as rendered:
             samples = iter(progress(rendered, total=todo, description="synthesize"))
             for first, count in runs:
-                self.write_shard(first, samples, size, count)
+                self.write_shard(first, samples, size, count, handheld)
         self.refresh()
         return todo
 
@@ -253,14 +268,14 @@ def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _rendered(
-    runs: list[tuple[int, int]], size: tuple[int, int], workers: int
+    runs: list[tuple[int, int]], size: tuple[int, int], workers: int, handheld: bool
 ) -> Generator[Sample, None, None]:
     """The samples of runs of seeds, each given by its first and its length."""
     from vision3d.synthetic.stream import WorldStream
 
     for group in _consecutive(runs):
         low, high = group[0][0], group[-1][0] + group[-1][1]
-        with WorldStream(range(low, high), size, workers) as stream:
+        with WorldStream(range(low, high), size, workers, handheld=handheld) as stream:
             yield from stream
 
 

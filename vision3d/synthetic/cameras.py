@@ -18,6 +18,8 @@ from vision3d.synthetic.raycast import NOTHING
 from vision3d.synthetic.scene import Vector
 from vision3d.synthetic.worlds import World
 
+HANDHELD_FIELD = (46.0, 76.0)
+"""Horizontal field of view of telephones and depth cameras, degrees."""
 PROBE = 26
 _TRIES = 14
 
@@ -204,10 +206,46 @@ def _towards_interest(world: World, draw: Draw) -> _Aim:
     return _towards((x, y, draw.uniform(1.1, 2.2)), target, (35, 80), 0.5, draw, 0.15)
 
 
+def _across_surface(world: World, draw: Draw) -> _Aim:
+    """Held at a table or worktop, over it towards what stands behind."""
+    surfaces = [s for s in world.scene.surfaces if 0.3 < s.centre[2] < 1.2 and min(s.size) > 0.3]
+    if not surfaces:
+        return _glancing_down(world, draw)
+    s = draw.pick(surfaces)
+    free = s.kind == "table"  # the others have a wall behind them
+    side = draw.integer(0, 3) if free else 0
+    half = s.size[side % 2] / 2
+    out = half + draw.uniform(-0.25, 0.7)
+    along = draw.uniform(-0.5, 0.5) * s.size[1 - side % 2]
+    angle = s.yaw + side * math.pi / 2
+    c, sn = math.cos(angle), math.sin(angle)
+    eye = (
+        s.centre[0] + c * out - sn * along,
+        s.centre[1] + sn * out + c * along,
+        s.centre[2] + draw.uniform(0.2, 0.9),
+    )
+    yaw = angle + math.pi + draw.normal(0, 0.5)
+    return _Aim(_clamp(world, eye), yaw, math.radians(draw.uniform(-48, -4)), HANDHELD_FIELD, 0.2)
+
+
+def _glancing_down(world: World, draw: Draw) -> _Aim:
+    """From a standing person's hands down at furniture and floor nearby."""
+    x, y = _inside(world, draw)
+    height = min(draw.uniform(1.1, 1.8), world.scene.ceiling - 0.2)
+    x0, y0, x1, y1 = world.scene.bounds
+    # The far side of the room is met more often than the wall at one's back.
+    yaw = math.atan2(draw.uniform(y0, y1) - y, draw.uniform(x0, x1) - x)
+    return _Aim((x, y, height), yaw, math.radians(draw.normal(-27, 12)), HANDHELD_FIELD, 0.25)
+
+
 Proposal = Callable[[World, Draw], _Aim]
 _INDOORS: tuple[tuple[Proposal, ...], tuple[float, ...]] = (
     (_standing, _corner, _over_surface, _at_thing, _from_above, _low),
     (3.0, 2.4, 2.8, 2.0, 0.5, 0.4),
+)
+_HANDHELD: tuple[tuple[Proposal, ...], tuple[float, ...]] = (
+    (_across_surface, _glancing_down, _over_surface, _at_thing, _standing),
+    (4.0, 3.0, 1.0, 0.7, 0.8),
 )
 _BY_KIND: dict[str, tuple[tuple[Proposal, ...], tuple[float, ...]]] = {
     "street": ((_driving, _standing, _at_thing, _from_above, _low), (4.5, 1.5, 2.0, 0.5, 0.4)),
@@ -271,22 +309,24 @@ def _judge(world: World, view: View, aspect: float, near: float) -> float:
     return float(score)
 
 
-def choose(world: World, draw: Draw, aspect: float) -> View:
+def choose(world: World, draw: Draw, aspect: float, handheld: bool = False) -> View:
     """A view of a world.
 
     Args:
         world: what to look at.
         draw: random stream of this view.
         aspect: height over width of the image.
+        handheld: of a room, from a hand that holds the camera near things: tilted down and askew.
     """
-    makers, weights = _BY_KIND.get(world.scene.kind, _INDOORS)
+    makers, weights = _HANDHELD if handheld else _BY_KIND.get(world.scene.kind, _INDOORS)
+    roll_limit, roll_spreads = (30.0, (4.0, 11.0)) if handheld else (15.0, (1.5, 6.0))
     best: View | None = None
     best_score = -math.inf
     # Real photographs show a bare wall now and then.
     tolerance = -0.9 if draw.chance(0.08) else -0.05
     for _ in range(_TRIES):
         aim = draw.pick(makers, weights)(world, draw)
-        roll = math.radians(max(-15.0, min(15.0, draw.normal(0, draw.pick([1.5, 6.0])))))
+        roll = math.radians(max(-roll_limit, min(roll_limit, draw.normal(0, draw.pick(roll_spreads)))))
         pitch = max(math.radians(-78), min(math.radians(32), aim.pitch))
         pose = look(aim.eye, aim.yaw, pitch, roll)
         # The stated field is that of the longer side.

@@ -103,6 +103,12 @@ def augment(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) 
         levels = 8 + int(u[34] * 24)
         x = np.rint(x * levels) / levels
     out = (np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8)
+    # A frame, as scans and undistorted images have it.
+    if u[37] < 0.05 * strength:
+        sides = np.rint(u[38:42] * (u[38:42] < 0.8) * 0.06 * min(height, width)).astype(int)
+        shade = np.uint8(255 if u[42] < 0.6 else 0)
+        out[: sides[0]], out[height - sides[1] :] = shade, shade
+        out[:, : sides[2]], out[:, width - sides[3] :] = shade, shade
     if u[35] < 0.45 * strength:
         quality = int(18 + 75 * u[36] ** 0.7)
         out = cv2.imdecode(

@@ -17,7 +17,7 @@ VIEWS = 3
 """Neighbouring seeds that look at one scene: seeds 3k, 3k + 1 and 3k + 2."""
 
 
-def render_sample(seed: int, size: tuple[int, int] = (128, 128)) -> Sample:
+def render_sample(seed: int, size: tuple[int, int] = (128, 128), handheld: bool = False) -> Sample:
     """The sample of a seed.
 
     Deterministic: the same seed and size give the same arrays. The camera and the scene depend on the seed
@@ -26,6 +26,7 @@ def render_sample(seed: int, size: tuple[int, int] = (128, 128)) -> Sample:
     Args:
         seed: any non-negative integer; ``seed // VIEWS`` chooses the scene.
         size: height and width in pixels, each at least 16.
+        handheld: furnished rooms alone, as a hand-held camera sees them from near: tilted down and askew.
 
     Raises:
         InputError: for a negative seed or a size below 16.
@@ -36,9 +37,9 @@ def render_sample(seed: int, size: tuple[int, int] = (128, 128)) -> Sample:
     height, width = size
     if min(height, width) < 16:
         raise InputError(f"size {height}x{width} is too small", "give at least 16x16 pixels")
-    place = world(seed // VIEWS)
+    place = world(seed // VIEWS, handheld)
     draw = Draw(2, seed)
-    view = cameras.choose(place, draw, height / width)
+    view = cameras.choose(place, draw, height / width, handheld)
     return render_view(place, view, draw, size, seed)
 
 

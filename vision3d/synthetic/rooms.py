@@ -56,6 +56,7 @@ class _Wall:
 
 KINDS = ("kitchen", "office", "living", "bedroom", "bathroom", "storage", "corridor", "hall", "shapes")
 _WEIGHTS = (3.0, 3.5, 2.5, 1.5, 0.8, 2.0, 1.0, 1.2, 1.5)
+_FURNISHED = (4.5, 3.5, 2.0, 0.8, 0.5, 1.2, 0.2, 0.2, 0.3)
 _PLACE = {
     "kitchen": "in a kitchen",
     "office": "in an office",
@@ -1048,6 +1049,14 @@ def _any_rotation(draw: Draw) -> np.ndarray:
 
 def room(scene: Scene, draw: Draw) -> None:
     """Builds a room of a random kind."""
-    kind = draw.pick(KINDS, _WEIGHTS)
-    scene.kind = kind
-    Room(scene, draw, kind).build()
+    _build(scene, draw, _WEIGHTS)
+
+
+def furnished(scene: Scene, draw: Draw) -> None:
+    """Builds a room with tables, worktops and shelves to stand at."""
+    _build(scene, draw, _FURNISHED)
+
+
+def _build(scene: Scene, draw: Draw, weights: tuple[float, ...]) -> None:
+    scene.kind = draw.pick(KINDS, weights)
+    Room(scene, draw, scene.kind).build()

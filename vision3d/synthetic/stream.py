@@ -15,7 +15,7 @@ from vision3d.synthetic.render import VIEWS, render_sample
 from vision3d.synthetic.sample import Sample
 
 
-def _work(pipe: Connection, size: tuple[int, int]) -> None:
+def _work(pipe: Connection, size: tuple[int, int], handheld: bool) -> None:
     """Renders the seeds that come through the pipe until it closes."""
     # One thread each: the workers themselves are the parallelism.
     import cv2
@@ -27,7 +27,7 @@ def _work(pipe: Connection, size: tuple[int, int]) -> None:
             if seeds is None:
                 return
             for seed in seeds:
-                pipe.send((seed, render_sample(seed, size)))
+                pipe.send((seed, render_sample(seed, size, handheld)))
     except (EOFError, BrokenPipeError, KeyboardInterrupt, ConnectionResetError):
         return
     except (Vision3DError, ModuleNotFoundError) as error:
@@ -46,6 +46,7 @@ class WorldStream:
         size: height and width in pixels.
         workers: processes; 0 renders in this one.
         prefetch: how many samples may be ready or in work at once (bounds memory).
+        handheld: see :func:`vision3d.synthetic.render_sample`.
 
     Use it as a context manager or call :meth:`close`; workers also end with the process that made them. What a
     worker raises is raised where the stream is read; an unexpected error as ``ResourceError`` with its traceback.
@@ -57,10 +58,11 @@ class WorldStream:
         size: tuple[int, int] = (128, 128),
         workers: int = 1,
         prefetch: int | None = None,
+        handheld: bool = False,
     ) -> None:
         if workers < 0:
             raise InputError(f"{workers} workers", "give 0 to render in this process, or a positive number")
-        self.seeds, self.size, self.workers = seeds, size, workers
+        self.seeds, self.size, self.workers, self.handheld = seeds, size, workers, handheld
         self.prefetch = max(prefetch or 4 * VIEWS * max(1, workers), VIEWS * max(1, workers))
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._pipes: list[Connection] = []
@@ -79,7 +81,7 @@ class WorldStream:
     def __iter__(self) -> Iterator[Sample]:
         if self.workers == 0:
             for seed in self.seeds:
-                yield render_sample(seed, self.size)
+                yield render_sample(seed, self.size, self.handheld)
             return
         try:
             yield from self._parallel()
@@ -105,7 +107,7 @@ class WorldStream:
         try:
             for _ in range(self.workers):
                 here, there = context.Pipe()
-                process = context.Process(target=_work, args=(there, self.size), daemon=True)
+                process = context.Process(target=_work, args=(there, self.size, self.handheld), daemon=True)
                 process.start()
                 there.close()
                 self._pipes.append(here)

@@ -13,6 +13,7 @@ def synthesize(
     workers: int = 1,
     shards: bool = False,
     overwrite: bool = False,
+    handheld: bool = False,
 ) -> int:
     """Render images of the procedural world with exact depth, normals, intrinsics and labels.
 
@@ -32,6 +33,7 @@ def synthesize(
         workers: processes that render.
         shards: write shards for training.
         overwrite: render again what is there.
+        handheld: furnished rooms alone, as a hand-held camera sees them from near: tilted down and askew.
     """
     from vision3d.errors import InputError
 
@@ -40,7 +42,7 @@ def synthesize(
     if shards:
         if overwrite:
             raise InputError("--overwrite with --shards", "delete the folder, or give another one")
-        return _fill_shards(out, range(seed, seed + count), size, workers)
+        return _fill_shards(out, range(seed, seed + count), size, workers, handheld)
     import cv2
     import numpy as np
 
@@ -51,12 +53,14 @@ def synthesize(
     check_writable(out)
     remove_stagings(out)
     folders = {number: out / f"{number:06d}" for number in range(seed, seed + count)}
-    missing = [number for number, f in folders.items() if overwrite or not _is_finished(f, number, size)]
+    missing = [
+        number for number, f in folders.items() if overwrite or not _is_finished(f, number, size, handheld)
+    ]
     written = 0
     try:
-        with WorldStream(missing, size, workers if missing else 0) as stream:
+        with WorldStream(missing, size, workers if missing else 0, handheld=handheld) as stream:
             for sample in progress(stream, total=len(missing), description="synthesize"):
-                _save(sample, folders[sample.seed])
+                _save(sample, folders[sample.seed], handheld)
                 written += 1
     except KeyboardInterrupt:
         there = count - len(missing) + written
@@ -75,7 +79,7 @@ def synthesize(
     return 0
 
 
-def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int) -> int:
+def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int, handheld: bool) -> int:
     from vision3d.io.files import check_writable
     from vision3d.progress import say
     from vision3d.synthetic.cache import ShardCache
@@ -83,7 +87,7 @@ def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int) -
     check_writable(out)
     cache = ShardCache(out)
     try:
-        written = cache.fill(seeds, size, workers)
+        written = cache.fill(seeds, size, workers, handheld)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the same command goes on from the shards in {out}") from None
     before = f" ({len(seeds) - written} were there)" if written < len(seeds) else ""
@@ -94,8 +98,8 @@ def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int) -
 FILES = ("image.png", "semantic.png", "depth.npy", "normals.npy", "ids.npz", "sample.json")
 
 
-def _is_finished(folder: Path, seed: int, size: tuple[int, int]) -> bool:
-    """Whether a sample of this seed, size and version of the world is there with all its files."""
+def _is_finished(folder: Path, seed: int, size: tuple[int, int], handheld: bool) -> bool:
+    """Whether a sample of this seed, size, kind of view and version of the world is there with all its files."""
     import json
 
     from vision3d import __version__
@@ -107,10 +111,12 @@ def _is_finished(folder: Path, seed: int, size: tuple[int, int]) -> bool:
     if not isinstance(document, dict) or not all((folder / name).is_file() for name in FILES):
         return False
     wanted = {"seed": seed, "size": list(size), "version": __version__}
+    if document.get("handheld", False) != handheld:
+        return False
     return all(document.get(name) == value for name, value in wanted.items())
 
 
-def _save(sample, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _save(sample, folder: Path, handheld: bool) -> None:  # type: ignore[no-untyped-def]
     """Writes one sample, all of it or nothing; sample.json marks completeness."""
     import json
 
@@ -125,6 +131,7 @@ def _save(sample, folder: Path) -> None:  # type: ignore[no-untyped-def]
         "seed": sample.seed,
         "size": list(sample.image.shape[:2]),
         "version": __version__,
+        "handheld": handheld,
         "caption": sample.caption,
         "kind": sample.kind,
         "conventions": "OpenCV camera (x right, y down, z forward), pixel centres +0.5, metres, world z up",

@@ -48,9 +48,9 @@ def _boxes(geometry: Geometry, count: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def world(seed: int) -> World:
-    """The scene of a seed; neighbouring samples share one, so the last is kept."""
+def world(seed: int, handheld: bool = False) -> World:
+    """The scene of a seed, a room where ``handheld``; neighbouring samples share one, so the last is kept."""
     draw = Draw(1, seed)
     scene = Scene("")
-    draw.pick(MAKERS, WEIGHTS)(scene, draw)
+    (rooms.furnished if handheld else draw.pick(MAKERS, WEIGHTS))(scene, draw)
     return finish(scene)

@@ -6,6 +6,7 @@ of worker processes gives the same numbers, and ``n`` machines simply take every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,21 +105,27 @@ def open_source(
 def describe_source(source: SampleSource) -> dict[str, Any]:
     """What a source holds, as JSON without paths: runs of seeds as [first, last + 1], and their size.
 
-    Where sizes differ, there is one for every run.
+    Where sizes differ, there is one for every run. "handheld" lists the runs of that kind where there are some.
     """
     describe = getattr(source, "describe", None)
     if describe is not None:
         return dict(describe())
+    from vision3d.synthetic import ShardCache
+
+    assert isinstance(source, ShardCache)
     runs: list[list[int]] = []
-    sizes: list[list[int]] = []
-    for (first, count), size in zip(source.shards, source.sizes, strict=True):  # type: ignore[attr-defined]
-        if runs and runs[-1][1] == first and sizes[-1] == list(size):
+    kinds: list[tuple[list[int], bool]] = []  # size and whether hand-held, of every run
+    for (first, count), size, handheld in zip(source.shards, source.sizes, source.handheld, strict=True):
+        if runs and runs[-1][1] == first and kinds[-1] == (list(size), handheld):
             runs[-1][1] += count
         else:
             runs.append([first, first + count])
-            sizes.append(list(size))
-    size = {"size": sizes[0]} if all(s == sizes[0] for s in sizes) else {"sizes": sizes}
-    return {"source": "rendered cache", "samples": len(source), "seeds": runs, **size}
+            kinds.append((list(size), handheld))
+    sizes = [size for size, _ in kinds]
+    result = {"source": "rendered cache", "samples": len(source), "seeds": runs}
+    result |= {"size": sizes[0]} if all(s == sizes[0] for s in sizes) else {"sizes": sizes}
+    held = [run for run, (_, handheld) in zip(runs, kinds, strict=True) if handheld]
+    return result | ({"handheld": held} if held else {})
 
 
 def describe_run(preset: str, recipe: Any, source: SampleSource, init: Any) -> dict[str, Any]:
@@ -160,6 +167,7 @@ class WorldBatches:
         scale: smallest and largest side of the crop as a share of the sample's shorter side (at most 1).
         flip: mirror half of the crops.
         photometric: share of the images that get the strong photometric augmentation.
+        turn: half of the crops are turned in the image plane, by a normal distribution of this width in degrees.
     """
 
     source: SampleSource
@@ -170,6 +178,7 @@ class WorldBatches:
     scale: tuple[float, float] = (0.6, 1.0)
     flip: bool = True
     photometric: float = 0.8
+    turn: float = 0.0
     _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -200,7 +209,9 @@ class WorldBatches:
         """One augmented crop of the stream, see the class for the fields."""
         rng = np.random.default_rng((self.seed, 2, position))
         sample = self.source[self.sample_index(position)]
-        return augmented_crop(sample, self.size, rng, self.fields, self.scale, self.flip, self.photometric)
+        return augmented_crop(
+            sample, self.size, rng, self.fields, self.scale, self.flip, self.photometric, self.turn
+        )
 
 
 def augmented_crop(
@@ -211,26 +222,41 @@ def augmented_crop(
     scale: tuple[float, float] = (1.0, 1.0),
     flip: bool = False,
     photometric: float = 0.0,
+    turn: float = 0.0,
 ) -> dict[str, Any]:
     """A crop of a ``Sample``, resized to ``size``; arguments and result as in :class:`WorldBatches`.
 
     With the defaults it is the largest central crop of that shape, unchanged but for its size. Depth stays
-    z-depth: a crop and a mirror image are what a camera with other intrinsics sees, which ``K`` says.
+    z-depth: a crop, a turned and a mirror image are what a camera with other intrinsics or roll sees; ``K`` and
+    normals follow. Samples whose pixels are not square are not turned.
     """
     height, width = sample.image.shape[:2]
     target = (size, size) if isinstance(size, int) else size
-    share = min(height / target[0], width / target[1]) * rng.uniform(*scale)
+    angle = 0.0
+    if turn and rng.random() < 0.5:
+        angle = math.radians(turn) * float(np.clip(rng.standard_normal(), -2.5, 2.5))
+        if not math.isclose(sample.K[0, 0], sample.K[1, 1], rel_tol=1e-3):
+            angle = 0.0
+    c, s = abs(math.cos(angle)), abs(math.sin(angle))
+    box = (c * target[0] + s * target[1], s * target[0] + c * target[1])  # around the turned crop
+    share = min(height / box[0], width / box[1]) * rng.uniform(*scale)
     tall, wide = (max(1, round(side * share)) for side in target)
-    y = int(rng.integers(0, height - tall + 1)) if scale[0] < 1 else (height - tall) // 2
-    x = int(rng.integers(0, width - wide + 1)) if scale[0] < 1 else (width - wide) // 2
+    high, broad = min(height, round(box[0] * share)), min(width, round(box[1] * share))
+    y = int(rng.integers(0, height - high + 1)) if scale[0] < 1 else (height - high) // 2
+    x = int(rng.integers(0, width - broad + 1)) if scale[0] < 1 else (width - broad) // 2
     mirrored = flip and rng.random() < 0.5
-    window = (slice(y, y + tall), slice(x, x + wide))
+    turned = _Turned(angle, (x + broad / 2, y + high / 2), (tall, wide)) if angle else None
+
+    def window(values: np.ndarray, smooth: bool = False) -> np.ndarray:
+        if turned:
+            return turned.crop(values, smooth)
+        return values[y : y + tall, x : x + wide]
 
     result: dict[str, Any] = {}
     if "caption" in fields:
         result["caption"] = sample.caption
     if "image" in fields or "clean" in fields:
-        clean = _resized(sample.image[window], target, smooth=True)
+        clean = _resized(window(sample.image, smooth=True), target, smooth=True)
         clean = clean[:, ::-1] if mirrored else clean
         image = np.ascontiguousarray(clean)
         if "clean" in fields:
@@ -243,7 +269,9 @@ def augmented_crop(
             result["image"] = _image_tensor(image)
     for name in ("depth", "normals", "semantic"):
         if name in fields:
-            values = _resized(np.asarray(getattr(sample, name))[window], target, smooth=False)
+            values = _resized(window(np.asarray(getattr(sample, name))), target, smooth=False)
+            if name == "normals" and turned:
+                values = turned.vectors(values)
             values = np.ascontiguousarray(values[:, ::-1] if mirrored else values)
             if name == "normals":
                 tensor = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1).contiguous()
@@ -252,14 +280,53 @@ def augmented_crop(
                 result[name] = torch.from_numpy(values.astype(np.int64 if name == "semantic" else np.float32))
     if "K" in fields:
         intrinsics = np.array(sample.K, dtype=np.float64)
-        intrinsics[0, 2] -= x
-        intrinsics[1, 2] -= y
+        intrinsics[:2, 2] = turned.point(intrinsics[:2, 2]) if turned else intrinsics[:2, 2] - (x, y)
         intrinsics[0] *= target[1] / wide
         intrinsics[1] *= target[0] / tall
         if mirrored:
             intrinsics[0, 2] = target[1] - intrinsics[0, 2]
         result["K"] = torch.from_numpy(intrinsics).float()
     return result
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """A crop whose rows run at an angle through the image.
+
+    Args:
+        angle: radians, from the image's x axis towards its y axis.
+        centre: x, y of its middle in the image, pixel centres at +0.5.
+        size: height and width in the image's pixels.
+    """
+
+    angle: float
+    centre: tuple[float, float]
+    size: tuple[int, int]
+
+    @property
+    def axes(self) -> np.ndarray:
+        """(2, 2): the crop's x and y axis, as columns in the image."""
+        c, s = math.cos(self.angle), math.sin(self.angle)
+        return np.array([[c, -s], [s, c]])
+
+    def crop(self, values: np.ndarray, smooth: bool) -> np.ndarray:
+        """The crop of an image (H, W, …); geometry and labels take the nearest pixel."""
+        import cv2
+
+        tall, wide = self.size
+        offset = np.array(self.centre) - 0.5 - self.axes @ ((wide - 1) / 2, (tall - 1) / 2)
+        to_image = np.column_stack([self.axes, offset])
+        method = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+        flags = method | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(values, to_image, (wide, tall), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+    def point(self, xy: np.ndarray) -> np.ndarray:
+        """Where a point of the image lies in the crop."""
+        return self.axes.T @ (xy - np.array(self.centre)) + (self.size[1] / 2, self.size[0] / 2)
+
+    def vectors(self, normals: np.ndarray) -> np.ndarray:
+        """(H, W, 3) vectors in the frame of a camera rolled along."""
+        return np.concatenate([normals[..., :2] @ self.axes, normals[..., 2:]], -1)
 
 
 def _image_tensor(image: np.ndarray) -> torch.Tensor:
