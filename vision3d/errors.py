@@ -42,3 +42,13 @@ class WeightsError(Vision3DError):
 
 class ResourceError(Vision3DError):
     """A device, memory budget or optional package that is not there."""
+
+
+def check_seed(seed: int) -> None:
+    """Refuses what torch's generators do not take.
+
+    Raises:
+        InputError: naming the seed.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed {seed}", "give a whole number of at most 64 bits")

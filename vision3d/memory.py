@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from vision3d.errors import InputError
 from vision3d.progress import say
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def in_batches(
                 generator.set_state(before)
             raise
 
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size}", "give at least 1")
     attempt = BackOff(repeatable, use_less)
     batch: list[T] = []
     for item in items:

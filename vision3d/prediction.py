@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from vision3d.camera import ASSUMED_FOV_DEGREES, Intrinsics
-from vision3d.errors import InputError, OutputError
+from vision3d.errors import InputError, OutputError, check_seed
 from vision3d.io.files import json_bytes, sha256_file, staged_folder
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Provenance:
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.seed is not None and not -(2**63) <= self.seed < 2**64:  # what torch's generators take
-            raise InputError(f"seed {self.seed}", "give a whole number of at most 64 bits")
+        if self.seed is not None:
+            check_seed(self.seed)
 
     def fingerprint(self, photo: Photo | None) -> str:
         """Checksum of all that decides the result: method, weights, settings, seed, the photo and its lens.

@@ -38,18 +38,41 @@ def resolve(pipeline: str, source: str | Path | None = None) -> tuple[Path, str]
         return _embedded(pipeline, hint)
     if str(source) == "mini":
         return _embedded(pipeline)
-    path = as_path(source)
-    if str(source) in manifest() and not (isinstance(source, Path) and path.exists()):
-        record = registry.pulled(str(source))
+    return locate(source)
+
+
+def locate(source: str | Path) -> tuple[Path, str]:
+    """The file or folder that a person means, and the name it goes by in provenance; nothing is downloaded.
+
+    Args:
+        source: a name of the manifest, a file or a folder, or a repository in the cache of huggingface_hub.
+
+    Raises:
+        WeightsError: nothing there, not pulled, or damaged since; it names where the weights can be had.
+    """
+    from vision3d.weights import hub, registry
+    from vision3d.weights.manifest import manifest
+
+    name, path = str(source), as_path(source)
+    if name in manifest() and not (isinstance(source, Path) and path.exists()):
+        record = registry.pulled(name)
         if record is None:
-            raise registry.not_pulled(str(source))
-        return registry.entry(str(source)), record.label
-    if not path.exists():
-        raise WeightsError(
-            f"{source}: no such weights",
-            "give a checkpoint file, a folder, 'mini', or a name that `vision3d weights list` shows",
-        )
-    return path, path.name
+            raise registry.not_pulled(name)
+        return registry.entry(name), record.label
+    if path.exists():
+        return path, path.name
+    snapshot = hub.cached_snapshot(name)
+    if snapshot is not None:
+        return snapshot, f"{name}@{snapshot.name[:8]}"
+    published = [c for c in manifest().checkpoints.values() if name in (c.repo, *c.mirrors, *c.withdrawn)]
+    if published:
+        pulls = " or ".join(f"`vision3d weights pull {c.name}`" for c in published)
+        repos = ", ".join(dict.fromkeys(repo for c in published for repo in (c.repo, *c.mirrors)))
+        raise WeightsError(f"{name}: not on this machine", f"{pulls} gets it from {repos}")
+    raise WeightsError(
+        f"{source}: no such weights",
+        "give a checkpoint file, a folder, 'mini', or a name that `vision3d weights list` shows",
+    )
 
 
 def _embedded(pipeline: str, hint: str | None = None) -> tuple[Path, str]:

@@ -388,9 +388,12 @@ def _to_file(folder: Path, out: Path) -> Converted:
 
 def _diffusion_parts(folder: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     config = read_config(folder / "unet")
-    blocks = int(config.get("layers_per_block", 2))
+    blocks, attends = int(config.get("layers_per_block", 2)), keymap.attending(config)
     unet = open_checkpoint(component_file(folder / "unet"))
-    yield "unet", {LDM_UNET + _ldm(keymap.ldm_unet_key, name, blocks): value for name, value in unet.items()}
+    yield (
+        "unet",
+        {LDM_UNET + _ldm(keymap.ldm_unet_key, name, blocks, attends): value for name, value in unet.items()},
+    )
     vae = {_modern(k): v for k, v in open_checkpoint(component_file(folder / "vae")).items()}
     levels = len(read_config(folder / "vae").get("block_out_channels", (0,) * 4))
     yield (
@@ -404,9 +407,9 @@ def _diffusion_parts(folder: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
         yield "text_encoder", _text_tensors(folder, fused=bool(config.get("use_linear_projection")))
 
 
-def _ldm(rename: Callable[[str, int], str], name: str, count: int) -> str:
+def _ldm(rename: Callable[..., str], name: str, *layout: object) -> str:
     try:
-        return rename(name, count)
+        return rename(name, *layout)
     except (ValueError, KeyError) as error:
         raise WeightsError(
             f"{name}: the single-file layout has no place for this tensor", "give Stable Diffusion 1.x or 2.x"
@@ -430,14 +433,14 @@ def _text_tensors(folder: Path, *, fused: bool) -> dict[str, Tensor]:
 def _primedepth_parts(folder: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
     from vision3d.pipelines.primedepth.checkpoint import checkpoint_key
 
-    blocks = int(read_config(folder / "unet").get("layers_per_block", 2))
+    config = read_config(folder / "unet")
     for network in ("unet", "vae", "refiner", "depth_head", "segmentation_head"):
         if (folder / network).is_dir():
             as_conv = network == "vae" or network.endswith("_head")
             yield (
                 network,
                 {
-                    checkpoint_key(network, name, blocks): (
+                    checkpoint_key(network, name, config): (
                         keymap.as_convolution(name, value) if as_conv else value
                     )
                     for name, value in open_checkpoint(component_file(folder / network)).items()

@@ -109,6 +109,16 @@ def cached_files(checkpoint: Checkpoint, repo: str) -> Listing:
     raise refusal
 
 
+def cached_snapshot(repo: str) -> Path | None:
+    """Folder of a repository in huggingface_hub's cache; None if it is not there. Asks nobody."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, local_files_only=True))
+    except (OSError, ValueError):  # not there, or no name of a repository
+        return None
+
+
 def _all_there(checkpoint: Checkpoint, repo: str, paths: list[str]) -> None:
     missing = [file.path for file in checkpoint.files if file.path not in paths]
     if missing:

@@ -9,27 +9,22 @@ import numpy as np
 
 from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
-from vision3d.evaluation.parity.schedules import check_schedule
+from vision3d.evaluation.parity.schedules import Schedule
 
 
 @check("backbone", "ddim_conversions", options=("prediction_type", "step_index"))
 def ddim_conversions(case: Case) -> Results:
     """Single deterministic DDIM steps from one sample, for the three parameterisations."""
-    from vision3d.backbone import schedule
-
-    config = case.meta["scheduler"]
-    check_schedule(config, "steps_offset", "prediction_type", set_alpha_to_one=False)
-    n_steps = case.meta["n_steps"]
-    timesteps = schedule.ddim_timesteps(n_steps, offset=config["steps_offset"])
+    schedule = Schedule.of(case.meta["scheduler"], case.meta["n_steps"])
     sample, model_out = case.tensor("sample"), case.tensor("model_out")
-    results: Results = {"timesteps": timesteps}
+    results: Results = {"timesteps": schedule.timesteps}
     steps: dict[tuple[Any, Any], tuple[Any, Any]] = {}
     for name, options in case.outputs.items():
         if "prediction_type" not in options:
             continue
         key = options["prediction_type"], options["step_index"]
         if key not in steps:
-            steps[key] = schedule.ddim_step(model_out, int(timesteps[key[1]]), sample, n_steps, key[0])
+            steps[key] = schedule.step(model_out, int(schedule.timesteps[key[1]]), sample, key[0])
         previous, x0 = steps[key]
         results[name] = previous if name.endswith("_prev") else x0
     return results
@@ -49,14 +44,25 @@ def _tap_of(name: str, options: dict[str, Any]) -> str:
     return f"{options.get('of', name)}{'_time_add' if options.get('time_add') else ''}"
 
 
-def _place_of(path: str) -> str:
+def _place_of(path: str, unet: Any) -> str:
     """Our name of the tap at the output of a module of diffusers' UNet."""
-    if path == "mid_block":
-        return "mid"
-    match = re.fullmatch(r"up_blocks\.(\d+)\.(?:(resnets|attentions)\.(\d+)|upsamplers\.0)", path)
-    if match is None:
+    from vision3d.backbone.unet import tap_name
+
+    if path in ("mid_block", "conv_in"):
+        return {"mid_block": "mid", "conv_in": "d0"}[path]
+    if match := re.fullmatch(r"up_blocks\.(\d+)", path):
+        return tap_name(unet, f"dift{match[1]}")
+    if match := re.fullmatch(r"up_blocks\.(\d+)\.(?:(resnets|attentions)\.(\d+)|upsamplers\.0)", path):
+        return f"u{match[1]}{match[2][0]}{match[3]}" if match[2] else f"u{match[1]}up"
+    # the encoder's skips: of every ResNet (with its transformer, where it has one) and of every downsampler
+    skips = ["conv_in"]
+    for level, block in enumerate(unet.down_blocks):
+        last = "attentions" if hasattr(block, "attentions") else "resnets"
+        skips += [f"down_blocks.{level}.{last}.{i}" for i in range(len(block.resnets))]
+        skips += [f"down_blocks.{level}.downsamplers.0"] * bool(block.downsamplers)
+    if path not in skips:
         raise UnknownVariant(f"a tap at {path!r}")
-    return f"u{match[1]}{match[2][0]}{match[3]}" if match[2] else f"u{match[1]}up"
+    return f"d{skips.index(path)}"
 
 
 @check("backbone", "unet_sd15_real_width", "unet_sd21_real_width", options=("time_add",), tensor_of=_tap_of)
@@ -78,7 +84,7 @@ def unet_real_width(case: Case) -> Results:
         assign=True,
     )
     unet.eval().requires_grad_(False)
-    places = {name: _place_of(path) for name, path in case.meta["taps"].items()} | {"out": "out"}
+    places = {name: _place_of(path, unet) for name, path in case.meta["taps"].items()} | {"out": "out"}
     sample, t, context = case.tensor("sample"), case.tensor("timesteps"), case.tensor("context")
     results: Results = {}
     for added in {bool(options.get("time_add")) for options in case.outputs.values()}:

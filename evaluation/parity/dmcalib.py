@@ -12,7 +12,7 @@ import numpy as np
 from vision3d.evaluation.parity import recipe
 from vision3d.evaluation.parity.case import Case, UnknownVariant
 from vision3d.evaluation.parity.registry import Results, check
-from vision3d.evaluation.parity.schedules import check_schedule
+from vision3d.evaluation.parity.schedules import Schedule
 
 REFERENCE_RUNS = 20
 
@@ -143,13 +143,11 @@ def calibration(case: Case) -> Results:
     """From a photograph and noise to the mean Camera Image."""
     import torch
 
-    from vision3d.backbone.schedule import ddim_timesteps
     from vision3d.pipelines.dmcalib.checkpoint import Contexts
     from vision3d.pipelines.dmcalib.pipeline import DMCalib
     from vision3d.pipelines.dmcalib.preprocess import Canvas, resize_image, to_tensor, working_size
 
-    config = case.meta["scheduler_config"]
-    check_schedule(config, "steps_offset", prediction_type="v_prediction", set_alpha_to_one=False)
+    schedule = Schedule.of(case.meta["scheduler_config"], case.meta["num_inference_steps"])
     networks = _networks(case)
     pipeline = DMCalib(
         networks["vae"], networks["unet"], contexts=Contexts({"": case.tensor("text_embedding")[0]})
@@ -158,13 +156,13 @@ def calibration(case: Case) -> Results:
     size = working_size(image.shape[1], image.shape[0], side)
     padded = Canvas.fit(size[1], size[0], side, side).pad(to_tensor(resize_image(image, size)))
     start = case.tensor("latents_init")
-    timesteps = ddim_timesteps(case.meta["num_inference_steps"], offset=config.get("steps_offset", 1))
-    results: Results = {"padded": padded[0], "timesteps": timesteps}
+    results: Results = {"padded": padded[0], "timesteps": schedule.timesteps}
     results["image_latent_unscaled"] = unscaled = pipeline.encode(padded)
     scaled = (unscaled * pipeline.latent_scale).expand(len(start), -1, -1, -1)
     latents = pipeline.denoise(
-        scaled, start, pipeline.contexts[""], results["timesteps"], probe=results.__setitem__
-    )
+        scaled, start, pipeline.contexts[""], schedule.timesteps,
+        step=lambda out, t, latents: schedule.step(out, t, latents)[0], probe=results.__setitem__,
+    )  # fmt: skip
     saved = [results[f"latents_step{step}"] for step in case.meta["saved_steps"]]
     results["latents_step"] = torch.stack(saved)
     results["image"] = picture = pipeline.decode(latents)

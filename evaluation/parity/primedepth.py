@@ -35,12 +35,12 @@ def depth_eval(case: Case) -> Results:
     results["depth_scale_shift"] = np.array([fit.scale, fit.shift])
     results["depth_metrics"] = measures(depth)
 
-    resolution = case.meta["max_resolution"]
-    _, fit = align_depth(
-        case.arrays["pred_depth"], ground_truth, valid, near, far,
-        max_resolution=resolution, width_only_resize=True,
-    )  # fmt: skip
-    results[f"depth_scale_shift_maxres{resolution}"] = np.array([fit.scale, fit.shift])
+    if resolution := case.meta.get("max_resolution"):
+        _, fit = align_depth(
+            case.arrays["pred_depth"], ground_truth, valid, near, far,
+            max_resolution=resolution, width_only_resize=True,
+        )  # fmt: skip
+        results[f"depth_scale_shift_maxres{resolution}"] = np.array([fit.scale, fit.shift])
 
     for name, positive_only in (("inv_posmask", True), ("inv_nomask", False)):
         depth, fit = align_inverse_depth(
@@ -157,7 +157,8 @@ def labeller(case: Case) -> Results:
             pipeline.unet, case.tensor("x"), case.tensor("context"), probe=results.__setitem__
         )
         results["depth3"] = pipeline.depth_head(refined)
-        results["seg"] = pipeline.segmentation_head(refined)
+        if pipeline.segmentation_head is not None:
+            results["seg"] = pipeline.segmentation_head(refined)
     return results
 
 
@@ -179,7 +180,8 @@ def end_to_end(case: Case) -> Results:
         )
         results["depth3"] = pipeline.depth_head(refined)
         results["depth"] = pipeline.predict_depth(refined)[0, 0]
-        results["seg"] = pipeline.predict_segmentation(refined)
+        if pipeline.segmentation_head is not None:
+            results["seg"] = pipeline.predict_segmentation(refined)
     return results
 
 

@@ -297,14 +297,16 @@ def sd_features(case: Case) -> Results:
     boxes = tile_boxes(height, width, case.meta["tile"])
     tiles = cut_tiles(image, boxes)
     prefix = "captioner."
-    captioner = ImplicitCaptioner.from_tensors(
-        {n.removeprefix(prefix): case.tensor(n) for n in case.arrays if n.startswith(prefix)}
-    )
-    embeddings = case.tensor("clip_embeds")[: len(boxes)]
-    context = captioner.context(embeddings, case.tensor("uncond")[None])
-    time_add = captioner.time_vector(embeddings)
-    t = case.meta["timestep"]
-    results: Results = {"tile0_context": context[0], "tile0_temb_add": time_add[0]}
+    learned = {n.removeprefix(prefix): case.tensor(n) for n in case.arrays if n.startswith(prefix)}
+    context = case.tensor("uncond")[None].expand(len(boxes), -1, -1)
+    time_add, t = None, case.meta["timestep"]
+    results: Results = {}
+    if learned:
+        captioner = ImplicitCaptioner.from_tensors(learned)
+        embeddings = case.tensor("clip_embeds")[: len(boxes)]
+        context = captioner.context(embeddings, case.tensor("uncond")[None])
+        time_add = captioner.time_vector(embeddings)
+        results |= {"tile0_context": context[0], "tile0_temb_add": time_add[0]}
     asked: dict[str, set[str]] = {}
     for name, options in case.outputs.items():
         match = re.match(r"(?:([a-z]+)_)?(s[2-5])(?![a-z0-9])", str(options.get("of", name)))
@@ -325,7 +327,7 @@ def sd_features(case: Case) -> Results:
                     step,
                     case.tensor("caption_embed")[None] if kind == "caption" else context[i : i + 1],
                     sorted(names),
-                    time_add=time_add[i : i + 1],
+                    time_add=None if time_add is None else time_add[i : i + 1],
                     mode=_TAP_MODES[kind],  # type: ignore[arg-type]
                 )
                 for name, value in found.items():
@@ -407,7 +409,13 @@ def fuse_match(case: Case) -> Results:
     metrics |= {"plus": "plus", "plus_norm": "plus_norm"}
     for name in case.outputs:
         if metric := metrics.get(name.removeprefix("sim_")):
-            results[name] = similarity(first, second, metric, halves=sum(case.meta["dims"]))  # type: ignore[arg-type]
+            results[name] = similarity(
+                first,
+                second,
+                metric,  # type: ignore[arg-type]
+                halves=sum(case.meta["dims"]),
+                exact=True,
+            )
     count = math.isqrt(len(second))
     size = re.search(r"(\d+)-px canvas, stride (\d+)", case.meta["description"])
     if size is None or count**2 != len(second) or len(first) != len(second):
@@ -416,14 +424,11 @@ def fuse_match(case: Case) -> Results:
         )
     side, stride = map(int, size.groups())
     found = nearest_cells(first, second, (count, count))
-    cells = cells_of(case.arrays["kps"][:, :2], side, count, clamp=False)
-    results |= {
-        "nn_1_to_2": found.forward,
-        "nn_2_to_1": found.backward,
-        "mutual": found.mutual,
-        "kps_cell": cells,
-    }
-    results["pred_xy"] = cell_points(found.forward.numpy()[cells], count, stride, stride)
+    results |= {"nn_1_to_2": found.forward, "nn_2_to_1": found.backward, "mutual": found.mutual}
+    if "kps" in case.arrays:
+        cells = cells_of(case.arrays["kps"][:, :2], side, count, clamp=False)
+        results["kps_cell"] = cells
+        results["pred_xy"] = cell_points(found.forward.numpy()[cells], count, stride, stride)
     return results
 
 

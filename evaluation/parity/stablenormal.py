@@ -134,8 +134,9 @@ def prepost(case: Case) -> Results:
     sizes = [imaging.working_size(*(int(row[c]) for c in columns)) for row in rows]
     results: Results = {"resize_rule": np.concatenate([rows[:, columns], np.array(sizes)], axis=1)}
     image = arrays["image"]
-    cut_out = Photo(arrays["rgba"][..., :3], alpha=arrays["rgba"][..., 3] / np.float32(255))
-    results |= {"rgba_composite": cut_out.on_white, "rgba_mask": np.asarray(cut_out.opaque)}
+    if "rgba" in arrays:
+        cut_out = Photo(arrays["rgba"][..., :3], alpha=arrays["rgba"][..., 3] / np.float32(255))
+        results |= {"rgba_composite": cut_out.on_white, "rgba_mask": np.asarray(cut_out.opaque)}
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     for name in case.outputs:
         if part := re.fullmatch(r"resize_lanczos_(\d+)", name):
@@ -159,13 +160,14 @@ def prepost(case: Case) -> Results:
     pad_h, pad_w, height, width = (int(v) for v in arrays[laid])
     canvas = imaging.Canvas((height, width), (pad_h, pad_w))
     (mask,) = _stated(stages.get("post_*_masked", "rgba_mask"), r"^(\w+)$")
-    given = arrays[mask].astype(bool)
+    given = arrays[mask].astype(bool) if mask in arrays else None
     for stage in ("refine", "yoso"):
         normals = imaging.postprocess(case.tensor(decoded), canvas, one_step=stage == "yoso")
         field = normals[0].permute(1, 2, 0).numpy()
         results[f"post_{stage}"] = field
         results[f"post_{stage}_u8"] = imaging.encode_8bit(field)
-        results[f"post_{stage}_u8_masked"] = imaging.encode_8bit(field, given)
+        if given is not None:
+            results[f"post_{stage}_u8_masked"] = imaging.encode_8bit(field, given)
     for name in case.outputs:
         if part := re.fullmatch(r"(.+)_lanczos_(\d+)x(\d+)", name):
             results[name] = imaging.resize_image(arrays[part[1]], (int(part[3]), int(part[2])))
@@ -230,9 +232,9 @@ def one_step(case: Case) -> Results:
     return results
 
 
-def _stored_residuals(case: Case) -> list[Any]:
+def _stored_residuals(case: Case) -> list[Any] | None:
     count = sum(1 for name in case.meta["inputs"] if re.fullmatch(r"dino_res_\d+", name))
-    return [case.tensor(f"dino_res_{i}") for i in range(count)]
+    return [case.tensor(f"dino_res_{i}") for i in range(count)] or None
 
 
 @check("stablenormal", "refine_unet")

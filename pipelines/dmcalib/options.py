@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vision3d.errors import InputError, WeightsError
+from vision3d.errors import InputError, WeightsError, check_seed
 from vision3d.scene import DEPTH_NOISE
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class CalibrationOptions:
         Raises:
             InputError: naming the value.
         """
+        check_seed(self.seed)
         # Leading spacing starts one above the multiples of 1000 // steps, so that 1000 would leave the schedule.
         most = 1000 if self.spacing == "trailing" else 999
         if self.steps is not None and not 1 <= self.steps <= most:

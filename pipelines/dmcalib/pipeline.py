@@ -31,11 +31,12 @@ from vision3d.backbone.schedule import (
     to_epsilon,
     to_x0,
 )
-from vision3d.backbone.sharing import share, shared_moments
+from vision3d.backbone.sharing import cast, share, shared_moments
 from vision3d.backbone.vae import decode_features, encode_moments
 from vision3d.camera import Intrinsics
 from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
+from vision3d.io.files import atomic_write_json, staged_folder
 from vision3d.memory import in_batches
 from vision3d.pipelines.dmcalib import checkpoint as files
 from vision3d.pipelines.dmcalib.camera_image import (
@@ -59,11 +60,6 @@ DEPTH_TIMESTEP = 1000.0
 """One past the last training step: the depth UNet never sees noise, and its step says so."""
 
 Probe = Callable[[str, Tensor], None]
-
-
-def few_step_timesteps(steps: int) -> np.ndarray:
-    """Descending steps with trailing spacing, from the end of the schedule: int64 ``(steps,)``."""
-    return np.round(np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps)).astype(np.int64)[:steps] - 1
 
 
 def depth_from_output(output: Tensor, scale_10: bool) -> Tensor:
@@ -213,12 +209,17 @@ class DMCalib(Residency):
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder of the released layout, with autoencoder, embeddings of the prompts, and an index."""
+        """Writes a folder of the released layout, with autoencoder, embeddings of the prompts, and an index.
+
+        Raises:
+            OutputError: the disk is full or cannot be written; nothing is left behind.
+        """
+        with staged_folder(folder, last=INDEX) as staging:
+            self._save(staging)
+
+    def _save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        from vision3d.io.files import atomic_write_json, make_folder
-
-        folder = make_folder(folder)
         for network in self.networks.values():
             loading.load_weights(network)
         self.vae.save_pretrained(folder / "vae")
@@ -241,10 +242,14 @@ class DMCalib(Residency):
         atomic_write_json(folder / INDEX, {"_class_name": "DMCalib", **asdict(config)})
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DMCalib:
-        """Moves and casts all networks."""
-        for network in self.networks.values():
+        """Moves and casts all networks; those of other pipelines are not cast."""
+        for name, network in self.networks.items():
+            if dtype is not None:
+                fitting = dtype if name.endswith("unet") else loading.pixel_dtype(dtype)
+                setattr(self, name, cast(network, fitting or dtype))
+            network = getattr(self, name)
             loading.load_weights(network)
-            network.to(device=device, dtype=dtype)
+            network.to(device=device)
         self._device = next(self.unet.parameters()).device
         return self
 
@@ -285,6 +290,7 @@ class DMCalib(Residency):
         timesteps: np.ndarray,
         *,
         finish: bool = False,
+        step: Callable[[Tensor, int, Tensor], Tensor] | None = None,
         probe: Probe | None = None,
     ) -> Tensor:
         """Scaled latents ``(N, 4, h, w)`` of Camera Images, by DDIM without guidance.
@@ -296,6 +302,7 @@ class DMCalib(Residency):
             timesteps: descending.
             finish: return the clean latents that the last step sees, rather than stepping to the schedule's own end,
                 where a little noise is left (the published scheduler does the latter).
+            step: of another schedule: takes the UNet's output, the timestep and the latents, gives the next latents.
             probe: called with a name and a tensor for every step's output and result.
         """
         context = context.to(self.device, self.dtype).expand(len(latents), -1, -1)
@@ -308,7 +315,9 @@ class DMCalib(Residency):
                 if probe is not None:
                     probe(f"unet_step{i}", out)
                 latents = latents.to(out)
-                if finish and i + 1 == steps:
+                if step is not None:
+                    latents = step(out, t, latents)
+                elif finish and i + 1 == steps:
                     latents = to_x0(out, latents, t, PREDICTION)
                 elif finish:
                     x0 = to_x0(out, latents, t, PREDICTION)
@@ -437,7 +446,7 @@ class DMCalib(Residency):
             source = generator or torch.Generator().manual_seed(options.seed)
             start = torch.randn(shape, generator=source)
         trailing = options.spacing == "trailing"
-        timesteps = few_step_timesteps(steps) if trailing else ddim_timesteps(steps)
+        timesteps = ddim_timesteps(steps, spacing="trailing" if trailing else "leading")
         latents = self.denoise(
             image_latents,
             start.repeat(len(photos), 1, 1, 1).to(self.device),

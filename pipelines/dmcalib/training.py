@@ -767,14 +767,14 @@ class CalibrationTask(_DMCalibTask):
 
     def predict(self, images: Tensor, seed: int = 0) -> Tensor:
         """Camera Images (B, 3, S, S) in [-1, 1] of padded photographs, as inference makes them (few steps)."""
-        from vision3d.pipelines.dmcalib.pipeline import few_step_timesteps
+        from vision3d.backbone.schedule import ddim_timesteps
 
         latents = self.encode_photo(images)
         if self._recipe.one_step:
             found = self.one_step(latents)
         else:
             found = noise(latents.shape, torch.Generator().manual_seed(seed), latents.device)
-            steps = few_step_timesteps(4)
+            steps = ddim_timesteps(4, spacing="trailing")
             for i, t in enumerate(int(s) for s in steps):
                 out = self.unet(
                     torch.cat([found, latents], 1), t, self.context("", len(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,25 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from vision3d.backbone import keymap
-from vision3d.backbone.loading import WeightSource, attach, empty_weights, open_checkpoint, pixel_dtype
-from vision3d.backbone.text import load_text_tower
+from vision3d.backbone.loading import (
+    WeightSource,
+    attach,
+    empty_weights,
+    leave_out,
+    open_checkpoint,
+    pixel_dtype,
+)
+from vision3d.backbone.text import has_text_tower, load_text_tower
 from vision3d.backbone.vae import SCALING_FACTOR, set_group_norm_eps
 from vision3d.errors import WeightsError
 from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefiner
 
 UNET, VAE, LABELLER, TEXT = "model.diffusion_model.", "first_stage_model.", "labeller.", "cond_stage_model."
 IN_PIXELS = ("vae", "depth_head")
+UNUSED = ("decoder", "post_quant_conv")
+"""Parts of the autoencoder that files may lack."""
+TOWER = "openclip-vit-h-14"
+"""The manifest's name of the text tower for checkpoints that have none."""
 """Networks whose 16 bits would show in the result."""
 HEADS = {"depth": LABELLER + "depth_predictor.", "segmentation": LABELLER + "label_predictor."}
 
@@ -103,10 +115,17 @@ def labeller_key(key: str) -> str | None:
     return None
 
 
-def checkpoint_key(network: str, name: str, res_blocks: int = 2) -> str:
-    """The released checkpoint's name of a tensor, given the network it belongs to and its name there."""
+def checkpoint_key(network: str, name: str, unet: Mapping[str, Any]) -> str:
+    """The released checkpoint's name of a tensor.
+
+    Args:
+        network: that it belongs to.
+        name: of the tensor there.
+        unet: the UNet's diffusers configuration.
+    """
+    res_blocks, attends = int(unet.get("layers_per_block", 2)), keymap.attending(unet)
     if network == "unet":
-        return UNET + keymap.ldm_unet_key(name, res_blocks)
+        return UNET + keymap.ldm_unet_key(name, res_blocks, attends)
     if network == "vae":
         return VAE + keymap.ldm_vae_key(name)
     if network.endswith("_head"):
@@ -127,7 +146,7 @@ def checkpoint_key(network: str, name: str, res_blocks: int = 2) -> str:
     i, part, tail = int(match[1]), match[2], match[3]
     if part == "resnet":
         return f"{LABELLER}refiner.output_blocks.{i}.0.{keymap.ldm_resnet(tail)}"
-    place = 2 if part == "upsampler" and i > res_blocks else 1
+    place = 2 if part == "upsampler" and attends[i // (res_blocks + 1)] else 1
     return f"{LABELLER}refiner.output_blocks.{i}.{place}.{tail}"
 
 
@@ -161,7 +180,7 @@ def checkpoint_shapes(config: PrimeDepthConfig | None = None) -> dict[str, tuple
         for name, value in module.state_dict().items():
             lies_as_conv = network == "vae" or network.endswith("_head")
             shaped = keymap.as_convolution(name, value) if lies_as_conv else value
-            shapes[checkpoint_key(network, name, config.num_res_blocks)] = tuple(shaped.shape)
+            shapes[checkpoint_key(network, name, config.unet)] = tuple(shaped.shape)
     return shapes
 
 
@@ -218,15 +237,37 @@ def load_networks(
             "this file is of another version of PrimeDepth",
         )
     for name, network in networks.items():
-        if name == "vae" and not any(key.startswith("decoder.") for key in names["vae"]):
-            for unused in ("decoder", "post_quant_conv"):  # some files leave this half out
-                setattr(network, unused, None)
+        if name == "vae":  # some files leave its decoder out
+            leave_out(network, names[name], UNUSED)
         source = WeightSource(path, names[name], dtype=dtype, label=f"PrimeDepth {name}", tensors=kept)
         if name in IN_PIXELS:
             source.dtype = pixel_dtype(dtype)
         if name == "vae" or name.endswith("head"):
             source.transform = keymap.as_linear
-        attach(network, source, load=False)
+        told = partial(checkpoint_key, name, unet=config.unet)
+        attach(network, source, load=False, told=told)
     if kept is None and any(key.startswith(TEXT) for key in tensors):
         networks["text_encoder"] = load_text_tower(path, dtype=dtype or torch.float32, load=False)
     return networks
+
+
+def tower_apart(path: Path, given: str | Path | None = None) -> Path | None:
+    """The text tower that weights are used with, where it is not their own.
+
+    Args:
+        path: the weights' file or folder.
+        given: what a person chose: a file, a folder or a name of the manifest.
+
+    Returns:
+        file or folder: the one given, else the pulled one for weights that have none; None where neither is there.
+
+    Raises:
+        WeightsError: nothing there, or not pulled.
+    """
+    from vision3d.weights import registry, resolve
+
+    if given is not None:
+        return resolve(TOWER, given)[0]
+    if has_text_tower(path) or registry.pulled(TOWER) is None:
+        return None
+    return registry.entry(TOWER)

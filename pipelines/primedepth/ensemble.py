@@ -13,16 +13,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vision3d.backbone.loading import fingerprint
 from vision3d.errors import WeightsError
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REPOSITORIES = {
-    f"depth-anything-v2-{size}": f"depth-anything/Depth-Anything-V2-{size.title()}-hf"
-    for size in ("small", "base", "large")
-}
+
+
+def locate(name: str | Path) -> Path:
+    """Folder of a depth estimator: of a name of the manifest (pulled, or in the hub's cache), a repository, or itself.
+
+    Raises:
+        WeightsError: it is not on this machine.
+    """
+    from vision3d import weights
+    from vision3d.weights import registry
+    from vision3d.weights.hub import cached_snapshot
+    from vision3d.weights.manifest import manifest
+
+    if str(name) in manifest() and registry.pulled(str(name)) is None:
+        cached = cached_snapshot(manifest()[str(name)].repo)
+        if cached is not None:
+            return cached
+    return weights.locate(name)[0]
 
 
 def median_deviation(values: np.ndarray) -> tuple[float, float]:
@@ -38,29 +53,32 @@ class SecondOpinion:
         model: an ``AutoModelForDepthEstimation`` that predicts inverse depth.
         name: what it is called in provenance.
         side: shorter side at which it sees an image, rounded to multiples of 14.
+        sha256: checksum of its weights.
     """
 
-    def __init__(self, model: torch.nn.Module, name: str, side: int = 518) -> None:
-        self.model, self.name, self.side = model.eval(), name, side
+    def __init__(self, model: torch.nn.Module, name: str, side: int = 518, sha256: str | None = None) -> None:
+        self.model, self.name, self.side, self.sha256 = model.eval(), name, side, sha256
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str = "cpu") -> SecondOpinion:
         """Loads by short name (``depth-anything-v2-small``), repository or folder; nothing is downloaded.
 
         Raises:
-            WeightsError: it is not in the local cache.
+            WeightsError: it is not on this machine, or no depth estimator.
         """
         from transformers import AutoModelForDepthEstimation
+        from transformers.utils import logging
 
-        source = REPOSITORIES.get(str(name), str(name))
+        folder = locate(name)
+        logging.disable_progress_bar()
         try:
-            model = AutoModelForDepthEstimation.from_pretrained(source, local_files_only=True)
+            model = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"{name}: no such depth estimator on this machine",
-                f"download {source} from the Hugging Face hub, or give its folder",
+                f"{name}: no depth estimator ({' '.join(str(error).split())[:120]})",
+                "give the folder of a Depth Anything V2 model",
             ) from error
-        return cls(model.to(device), Path(name).name)
+        return cls(model.to(device), Path(name).name, sha256=fingerprint(folder))
 
     @torch.no_grad()
     def __call__(self, photo: Photo) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from vision3d.errors import InputError
+from vision3d.errors import InputError, check_seed
 
 if TYPE_CHECKING:
     from vision3d.prediction import Provenance
@@ -26,6 +26,8 @@ class DepthOptions:
         tile: side in pixels of the tiles that larger photographs are split into; None splits only when the memory
             budget asks for it.
         dtype: floating type of the computation.
+        second_opinion_sha256: checksum of its weights.
+        text_encoder_sha256: checksum of a text tower that is not the weights' own.
     """
 
     prompt: str = ""
@@ -36,6 +38,8 @@ class DepthOptions:
     second_opinion: str | None = None
     tile: int | None = None
     dtype: str = "float32"
+    second_opinion_sha256: str | None = None
+    text_encoder_sha256: str | None = None
 
     def check(self) -> None:
         """Refuses values that cannot work.
@@ -45,6 +49,7 @@ class DepthOptions:
         """
         if self.max_size is not None and self.max_size < 16:
             raise InputError(f"max_size {self.max_size}", "give at least 16 pixels")
+        check_seed(self.seed)
         if self.tile is not None and self.tile < 64:
             raise InputError(f"tile {self.tile}", "give at least 64 pixels")
 

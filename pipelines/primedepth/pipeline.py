@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -32,7 +32,14 @@ from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import WeightsError
 from vision3d.geometry.tiling import Tiling
 from vision3d.memory import in_batches
-from vision3d.pipelines.primedepth.checkpoint import IN_PIXELS, PrimeDepthConfig, load_networks
+from vision3d.pipelines.primedepth.checkpoint import (
+    IN_PIXELS,
+    TOWER,
+    UNUSED,
+    PrimeDepthConfig,
+    load_networks,
+    tower_apart,
+)
 from vision3d.pipelines.primedepth.network import TIMESTEP, PredictionHead, PreimageRefiner, Probe
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.tiling import blend_tiles
@@ -81,13 +88,13 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         refiner: reads the UNet's preimage.
         depth_head: refiner output to three channels whose mean is the inverse depth.
         segmentation_head: refiner output to 150 class logits; may be absent.
-        text_encoder, tokenizer: tower for the caption; may be absent when only prompts whose embeddings are cached
-            are used.
+        text_encoder, tokenizer: tower for the caption, read for prompts whose embeddings are not cached on disk.
         max_size: longest side at which photographs are processed unless a call says otherwise.
         text_layer: of the tower, followed by its final norm: ``last``, as published, or ``penultimate`` for weights
             that were trained with the tower of an SD 2.x folder, which ends there.
     """
 
+    pixel_networks: ClassVar[tuple[str, ...]] = IN_PIXELS
     model_cpu_offload_seq = "text_encoder->vae->unet->refiner->depth_head->segmentation_head"
     _optional_components = ["segmentation_head", "text_encoder", "tokenizer"]  # noqa: RUF012
 
@@ -116,6 +123,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         )
         self.weights_name = "custom"
         self.weights_sha256: str | None = None
+        self.tower_sha256: str | None = None
         self._tile_limit: int | None = None
         self._last_size = (0, 0)
         self._prompts: dict[str, Tensor] = {}
@@ -143,12 +151,15 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             memory: budget such as ``6.5G``; below what everything resident needs, networks are loaded when their
                 turn comes and let go after it, batches are split, and large images are cut into tiles.
             config: sizes of a single-file checkpoint other than the published ones.
-            components: networks that replace the stored ones, by name; ``text_encoder`` may be the folder or file of
-                an OpenCLIP ViT-H/14 text tower (all 24 layers), for checkpoints that come without one.
+            components: networks that replace the stored ones, by name; ``text_encoder`` may be the folder, file or
+                manifest name of an OpenCLIP ViT-H/14 text tower (all 24 layers), for checkpoints that come without
+                one, which otherwise take the pulled one.
 
         Raises:
             WeightsError: missing, damaged or foreign weights.
+            InputError: an unknown argument.
         """
+        components = cls.components_among(components)
         from vision3d.weights import resolve
 
         place = resolve_device(device)
@@ -158,14 +169,17 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             networks: dict[str, Any] = dict(load_networks(path, config, dtype=dtype))
         else:
             networks = cls._from_folder(path, dtype)
-        tower = components.get("text_encoder")
-        if isinstance(tower, (str, Path)):
-            components["text_encoder"] = load_text_tower(tower, dtype=dtype, load=False)
+        tower = None
+        if not isinstance(components.get("text_encoder"), nn.Module):
+            tower = tower_apart(path, components.pop("text_encoder", None))
+            if tower is not None:
+                networks["text_encoder"] = load_text_tower(tower, dtype=dtype, load=False)
         networks.update(components)
         for shared in ("vae", "unet"):
             networks[shared] = share(networks[shared])
         pipeline = cls(**networks)
         pipeline.weights_name, pipeline.weights_sha256 = name, loading.fingerprint(path)
+        pipeline.tower_sha256 = loading.fingerprint(tower) if tower is not None else None
         say(f"PrimeDepth weights: {name}")
         encoder = pipeline.vae.encoder
         pipeline.place(place, memory, encoder, pipeline.unet, pipeline.refiner, pipeline.depth_head)
@@ -194,29 +208,26 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         for name, kind in kinds.items():
             if (folder / name).is_dir():
                 floating = loading.pixel_dtype(dtype) if name in IN_PIXELS else dtype
-                networks[name] = loading.load_component(kind, folder / name, dtype=floating, load=False)
+                unused = UNUSED if name == "vae" else ()
+                networks[name] = loading.load_component(
+                    kind, folder / name, dtype=floating, load=False, optional=unused
+                )
         missing = [n for n in ("vae", "unet", "refiner", "depth_head") if n not in networks]
         if missing:
             raise WeightsError(
                 f"{folder}: no {', '.join(missing)} in this folder", "it is incomplete; get it again"
             )
         set_group_norm_eps(networks["vae"], 1e-5)
-        if (folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir():
-            networks["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        if (folder / "text_encoder").is_dir():
             networks["text_encoder"] = load_text_tower(folder / "text_encoder", dtype=dtype, load=False)
+        if (folder / "tokenizer").is_dir():
+            networks["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         return networks
 
     @override
     def used_parts(self, network: nn.Module) -> tuple[str, ...]:
         """The decoder of the autoencoder is never run, so it is never read from disk."""
         return ("encoder", "quant_conv") if network is self.vae else ()
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes a diffusers folder: one subfolder per network, safetensors."""
-        for network in self.components.values():
-            if isinstance(network, nn.Module):
-                loading.load_weights(network)
-        super().save_pretrained(str(save_directory), **kwargs)
 
     # ------------------------------------------------------------------ networks
 
@@ -230,7 +241,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             if self.text_encoder is None:
                 raise WeightsError(
                     f"no text encoder to embed the prompt {prompt!r}",
-                    "give one with --text-encoder (OpenCLIP ViT-H/14, all 24 layers)",
+                    f"get one with `vision3d weights pull {TOWER}`, or give its file with --text-encoder",
                 )
             encoder = TextEncoder(self.text_encoder, self.tokenizer, pad=0, device=self._device)
             self._prompts[prompt] = encoder.embed([prompt], layer=self.config.text_layer)
@@ -309,6 +320,8 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             options,
             dtype=str(self.unet.dtype).removeprefix("torch."),
             second_opinion=second_opinion.name if second_opinion is not None else None,
+            second_opinion_sha256=second_opinion.sha256 if second_opinion is not None else None,
+            text_encoder_sha256=self.tower_sha256,
         )
         context = self.prompt_embeddings(options.prompt)
         sizes: dict[tuple[int, int], list[int]] = {}
@@ -506,7 +519,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         *,
         batch_size: int = 1,
         generator: torch.Generator | None = None,
-        second_opinion: SecondOpinion | None = None,
+        second_opinion: SecondOpinion | str | Path | None = None,
         **options: Any,
     ) -> DepthPrediction | list[DepthPrediction]:
         """Inverse depth of whatever holds images.
@@ -515,7 +528,7 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             images: a path, folder, glob, video, PIL image, array or tensor, or a list of these.
             batch_size: images per pass; those of one size run together.
             generator: draws the noise instead of ``seed``; must live on the CPU.
-            second_opinion: another affine-invariant depth that is averaged in.
+            second_opinion: another affine-invariant depth that is averaged in, or the name or folder of one.
             options: fields of :class:`DepthOptions` (``prompt``, ``max_size``, ``seed``, ``deterministic``,
                 ``segmentation``, ``tile``).
 
@@ -526,8 +539,11 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             InputError: nothing there that can be read as an image, or an option is out of range.
         """
         from vision3d.io.images import holds_many, iter_photos, load_photo
+        from vision3d.pipelines.primedepth.ensemble import SecondOpinion
 
         chosen = DepthOptions(**options)
+        if isinstance(second_opinion, (str, Path)):
+            second_opinion = SecondOpinion.from_pretrained(second_opinion, self._device)
         extras: dict[str, Any] = {"generator": generator, "second_opinion": second_opinion}
         if not isinstance(images, (list, tuple)) and not holds_many(images):
             return next(self.stream([load_photo(images)], chosen, **extras))

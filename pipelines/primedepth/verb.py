@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -66,13 +66,16 @@ def depth(
         dtype: precision; auto is 16 bits on CUDA, else fp32.
         memory: budget such as 6.5G; what does not fit at once is loaded in turn, batches are split and large
             images are tiled. Without one, that happens when memory runs out.
-        text_encoder: folder or file of an OpenCLIP ViT-H/14 text tower, for a checkpoint that has none.
+        text_encoder: folder, file or pulled name of an OpenCLIP ViT-H/14 text tower, for a checkpoint that has none;
+            by default the pulled one.
         engine: local works in this process, ray in processes of the Ray cluster at RAY_ADDRESS, else of this machine.
         recursive: look into nested folders.
         overwrite: compute again what is there.
     """
     from vision3d.backbone.loading import fingerprint
     from vision3d.device import dtype_name
+    from vision3d.pipelines.primedepth.checkpoint import tower_apart
+    from vision3d.pipelines.primedepth.ensemble import locate
     from vision3d.pipelines.primedepth.options import DepthOptions
     from vision3d.weights import resolve
 
@@ -86,11 +89,14 @@ def depth(
         second_opinion=None if ensemble is None else Path(ensemble).name,
         tile=tile,
         dtype=dtype_name(dtype, device),
+        second_opinion_sha256=None if ensemble is None else fingerprint(locate(ensemble)),
     )
     options.check()
     # What the results will say of their origin is known before any network is loaded, so that a run with
     # nothing left to do loads none; the weights are only hashed, once for each version of the file.
     path, name = resolve("primedepth", weights)
+    tower = tower_apart(path, text_encoder)
+    options = replace(options, text_encoder_sha256=None if tower is None else fingerprint(tower))
     provenance = options.provenance(name, fingerprint(path))
     return run_folder(
         lambda failed: photo_refs(list(inputs), recursive=recursive, failed=failed),

@@ -33,10 +33,13 @@ class Canvas:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the resized image; the short side is rounded half to even."""
-        short = int(np.around(self.side * min(self.height, self.width) / max(self.height, self.width)))
-        short = max(1, short)
+        """Height and width of the resized image; the short side is rounded half to even, and at least 1."""
+        short = max(1, self._short)
         return (short, self.side) if self.height <= self.width else (self.side, short)
+
+    @property
+    def _short(self) -> int:
+        return int(np.around(self.side * min(self.height, self.width) / max(self.height, self.width)))
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -154,7 +157,8 @@ def published_keypoints(
         (N, 3) float64, invisible rows zero; and (offset x, offset y, scale).
     """
     canvas = Canvas(height, width, side)
-    top, left = canvas.corner
+    pad = (side - canvas._short) // 2  # of a very long image by its short side of no pixel, as published
+    top, left = (pad, 0) if height <= width else (0, pad)
     result = np.asarray(keypoints, np.float64).copy()
     result[:, :2] = result[:, :2] * canvas.scale + [left, top]
     result *= result[:, 2:3]

@@ -72,6 +72,7 @@ def similarity(
     metric: Metric = "l2",
     *,
     halves: int | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """Similarity ``(N, M)``, larger is nearer.
 
@@ -83,11 +84,15 @@ def similarity(
         first, second: descriptors.
         metric: how they are compared.
         halves: channels of the first half, for ``plus``; both must be as wide.
+        exact: differences instead of products for ``l2``: slower, and right to rounding even for equal descriptors.
 
     Raises:
         InputError: an unknown metric, or halves that cannot be added.
     """
     first, second = prepare(first, metric, halves), prepare(second, metric, halves)
+    if exact and metric.startswith("l2"):
+        mode = "donot_use_mm_for_euclid_dist"
+        return -torch.cdist(first + DISTANCE_EPS, second, compute_mode=mode)
     return prepared_similarity(first, second, metric)
 
 

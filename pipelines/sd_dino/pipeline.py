@@ -31,6 +31,7 @@ from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha25
 from vision3d.backbone.sharing import has_file, identity
 from vision3d.device import dtype_name
 from vision3d.errors import InputError, ResourceError, WeightsError
+from vision3d.io.files import atomic_write_json, staged_folder
 from vision3d.io.photo import Photo, load_photo
 from vision3d.matches import CellDescriptors, Matches, PairDescriptors
 from vision3d.pipelines.sd_dino import flow as flows
@@ -254,10 +255,14 @@ class SDDino:
         """Writes a folder: ``unet/``, ``vae/`` and ``text_encoder/`` as diffusers', ``dino/``, ``sddino.json``.
 
         Networks that are not loaded are left out.
-        """
-        from vision3d.io.files import atomic_write_json, make_folder
 
-        folder = make_folder(folder)
+        Raises:
+            OutputError: the disk is full or cannot be written; nothing is left behind.
+        """
+        with staged_folder(folder, last=CONFIG) as staging:
+            self._save(staging)
+
+    def _save(self, folder: Path) -> None:
         places: dict[str, str] = {}
         sd = self.backbone.sd
         if sd is not None:
@@ -1115,7 +1120,7 @@ def save_dino(network: Dino | Dinov3, folder: Path) -> None:
     """Writes a DINO network as ``config.json`` and ``model.safetensors``, up to v2 under the hub's names."""
     from safetensors.torch import save
 
-    from vision3d.io.files import json_bytes, staged_folder
+    from vision3d.io.files import json_bytes
 
     if isinstance(network, Dinov3):
         network.model.save_pretrained(folder)

@@ -40,20 +40,21 @@ def masked_features(
         features: of an image's canvas.
         mask: of the canvas, at any resolution; None keeps all.
         resolution: R, cells along a side.
-        parity: take a channel sum of zero as the sign of being masked out, as published, instead of the mask.
+        parity: as published: multiply by the mask's values, and take a channel sum of zero for what is masked out.
     """
     rows = resize_map(features, (resolution, resolution)).flatten(1).T
     if mask is None:
         return rows
-    inside = resized_mask(mask, resolution).flatten()
-    rows = rows * inside[:, None].to(rows)
-    outside = rows.sum(1) == 0 if parity else ~inside
-    return rows.masked_fill(outside[:, None], FAR)
+    share = resized_mask(mask, resolution).flatten()
+    if parity:
+        rows = rows * share[:, None].to(rows)
+        return rows.masked_fill((rows.sum(1) == 0)[:, None], FAR)
+    return rows.masked_fill((share <= 0)[:, None], FAR)
 
 
 def resized_mask(mask: Tensor, resolution: int) -> Tensor:
-    """A mask at another resolution ``(R, R)`` bool, nearest neighbour."""
-    return F.interpolate(mask[None, None].float(), size=(resolution, resolution), mode="nearest")[0, 0] > 0
+    """A mask's values at another resolution ``(R, R)`` float, nearest neighbour; what is above 0 is inside."""
+    return F.interpolate(mask[None, None].float(), size=(resolution, resolution), mode="nearest")[0, 0]
 
 
 def nearest_rows(first: Tensor, second: Tensor, block: int = 2048) -> Tensor:
@@ -61,12 +62,14 @@ def nearest_rows(first: Tensor, second: Tensor, block: int = 2048) -> Tensor:
     return torch.cat([torch.cdist(part, second).argmin(1) for part in first.split(block)])
 
 
-def swap_source(image: np.ndarray, mask: np.ndarray | None, resolution: int) -> np.ndarray:
+def swap_source(
+    image: np.ndarray, mask: np.ndarray | None, resolution: int, *, parity: bool = False
+) -> np.ndarray:
     """The colours to take: an image on a small canvas, masked, stretched to [0, 1] over all values, (R, R, 3)."""
     small = square(image, resolution).astype(np.float32)
     if mask is not None:
-        inside = resized_mask(torch.from_numpy(np.asarray(mask, np.float32)), resolution).numpy()
-        small = small * inside[..., None]
+        share = resized_mask(torch.from_numpy(np.asarray(mask, np.float32)), resolution).numpy()
+        small = small * (share if parity else (share > 0).astype(np.float32))[..., None]
     low, high = float(small.min()), float(small.max())
     return (small - low) / ((high - low) or 1.0)
 
@@ -108,7 +111,8 @@ def swap_colours(
         masked_features(second, masks[1], resolution, parity=parity),
     )
     if table is None:
-        table = swap_source(image, None if masks[1] is None else masks[1].cpu().numpy(), resolution)
+        mask = None if masks[1] is None else masks[1].cpu().numpy()
+        table = swap_source(image, mask, resolution, parity=parity)
     return transfer(table, nearest), table
 
 

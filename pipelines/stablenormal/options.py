@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vision3d.errors import InputError
+from vision3d.errors import InputError, check_seed
 
 if TYPE_CHECKING:
     from vision3d.prediction import Provenance
@@ -66,6 +66,7 @@ class NormalOptions:
         Raises:
             InputError: naming the value.
         """
+        check_seed(self.seed)
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise InputError(f"steps {self.steps}", "give 1 to 1000")
         if self.steps is not None and self.turbo:

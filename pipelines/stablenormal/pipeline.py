@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
 from vision3d.geometry.normals import convert_normals
 from vision3d.geometry.tiling import Tiling
+from vision3d.io.files import staged_folder
 from vision3d.memory import in_batches
 from vision3d.pipelines.stablenormal import checkpoint, imaging
 from vision3d.pipelines.stablenormal.network import (
@@ -119,13 +120,14 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
             refinement; may be absent.
         refine_vae: the refinement's autoencoder, if it differs.
         dino: the DINOv2 network whose normalised tokens guide the refinement.
-        text_encoder, tokenizer: for the (constant) prompts; may be absent in the prompt-free line or when their
-            embeddings are cached.
+        text_encoder, tokenizer: for the (constant) prompts; may be absent in the prompt-free line. The tower is read
+            for prompts whose embeddings are not cached on disk.
         refine_text_encoder, refine_tokenizer: the refinement's, if they differ.
         line, t_start, turbo_t_start, prompt, refine_prompt, default_resolution, default_processing_resolution,
         default_denoising_steps, dino_side: see :data:`vision3d.pipelines.stablenormal.checkpoint.SCALARS`.
     """
 
+    pixel_networks: ClassVar[tuple[str, ...]] = ("vae", "refine_vae")
     model_cpu_offload_seq = (
         "text_encoder->refine_text_encoder->vae->controlnet->unet->dino->dino_controlnet->"
         "refine_controlnet->refine_unet->refine_vae"
@@ -233,8 +235,9 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
 
         Raises:
             WeightsError: missing, damaged or foreign weights, or a semantic branch of unknown layout.
-            InputError: another value for ``semantic``.
+            InputError: another value for ``semantic``, or an unknown argument.
         """
+        components = cls.components_among(components)
         if semantic not in (None, "none", "dino"):
             raise InputError(f"semantic {semantic!r}", "choose dino or none")
         guided = semantic == "dino" and not turbo
@@ -285,9 +288,15 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         return list({id(network): network for network in found if network is not None}.values())
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes one folder that holds everything: a subfolder per network, safetensors, ``model_index.json``."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes one folder that holds everything: a subfolder per network, safetensors, ``model_index.json``.
+
+        Raises:
+            OutputError: the disk is full or cannot be written; nothing is left behind.
+        """
+        with staged_folder(save_directory, last="model_index.json") as staging:
+            self._save(staging, **kwargs)
+
+    def _save(self, folder: Path, **kwargs: Any) -> None:
         parts = {k: v for k, v in self.components.items() if v is not None}
         if parts.get("refine_vae") is parts["vae"]:
             parts.pop("refine_vae")

@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from vision3d.backbone.unet import denoise, read_taps, tap_name, walk
+from vision3d.errors import InputError
 
 SD2 = {
     "block_out_channels": (32, 64, 64, 64),
@@ -101,5 +102,5 @@ def test_one_context_row_serves_the_batch() -> None:
 
 def test_unknown_tap_is_named() -> None:
     unet = make(SD1)
-    with pytest.raises(ValueError, match="s9"):
+    with pytest.raises(InputError, match="s9"):
         read_taps(unet, *inputs(unet), ["s9"])

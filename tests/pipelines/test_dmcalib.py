@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vision3d.backbone.loading import empty_weights
+from vision3d.backbone.schedule import ddim_timesteps
 from vision3d.camera import Intrinsics, invert_pose
 from vision3d.cli import main
 from vision3d.errors import InputError, WeightsError
@@ -28,7 +29,6 @@ from vision3d.pipelines.dmcalib.checkpoint import Contexts, build_decoder
 from vision3d.pipelines.dmcalib.options import CalibrationOptions, DMCalibConfig
 from vision3d.pipelines.dmcalib.pipeline import (
     depth_from_output,
-    few_step_timesteps,
     mirrored_camera_image,
     share_camera,
 )
@@ -240,10 +240,10 @@ def test_an_ensemble_is_one_batch_and_photographs_do_not_depend_on_each_other(
 
 
 def test_few_steps_start_at_the_end_of_the_schedule() -> None:
-    assert few_step_timesteps(1).tolist() == [999]
-    assert few_step_timesteps(4).tolist() == [999, 749, 499, 249]
+    assert ddim_timesteps(1, spacing="trailing").tolist() == [999]
+    assert ddim_timesteps(4, spacing="trailing").tolist() == [999, 749, 499, 249]
     for steps in range(1, 1001):
-        assert len(few_step_timesteps(steps)) == steps
+        assert len(ddim_timesteps(steps, spacing="trailing")) == steps
     config = DMCalibConfig()
     assert CalibrationOptions(steps=4).completed(config).spacing == "trailing"
     assert CalibrationOptions().completed(config).spacing == "leading"
@@ -296,7 +296,7 @@ def test_one_step_from_zeros_is_minus_sigma_times_the_output(folder: Path) -> No
     image = torch.randn(1, 4, 8, 8)
     seen: dict[str, torch.Tensor] = {}
     found = pipeline.denoise(
-        image, torch.zeros(1, 4, 8, 8), pipeline.contexts[""], few_step_timesteps(1),
+        image, torch.zeros(1, 4, 8, 8), pipeline.contexts[""], ddim_timesteps(1, spacing="trailing"),
         finish=True, probe=seen.__setitem__,
     )  # fmt: skip
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,17 +14,23 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+)
 
 from vision3d.backbone import sharing
-from vision3d.backbone.loading import parameter_bytes
+from vision3d.backbone.loading import fingerprint, parameter_bytes
 from vision3d.backbone.text import to_open_clip
-from vision3d.errors import InputError, WeightsError
+from vision3d.errors import InputError, OutputError, WeightsError
 from vision3d.evaluation.parity.recipe import RecipeWeights
 from vision3d.geometry.tiling import Tiling
 from vision3d.io.images import load_photo
 from vision3d.pipelines.primedepth import PrimeDepth, PrimeDepthConfig
-from vision3d.pipelines.primedepth.checkpoint import checkpoint_shapes
+from vision3d.pipelines.primedepth.checkpoint import checkpoint_shapes, tower_apart
 from vision3d.pipelines.primedepth.ensemble import SecondOpinion
 from vision3d.pipelines.primedepth.options import DepthOptions
 from vision3d.pipelines.primedepth.pipeline import working_size
@@ -193,6 +200,29 @@ def test_two_pipelines_share_networks_and_encode_an_image_once(model: PrimeDepth
     assert cache.misses == misses and not calls
 
 
+def test_a_cast_leaves_other_pipelines_alone_and_lasts(model: PrimeDepth, narrow_file: Path) -> None:
+    image, before = picture(seed=5), model.unet
+    expected = model(image).depth
+    for memory in ("auto", "1M"):
+        half = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu", memory=memory)
+        half.to(torch.bfloat16)
+        assert half.unet.dtype == half.refiner.dtype == torch.bfloat16 and model.unet is before
+        assert half.vae.dtype == half.depth_head.dtype == torch.float32
+        first = half(image)
+        np.testing.assert_array_equal(half(image).depth, first.depth)
+        assert first.provenance.settings["dtype"] == "bfloat16"
+        assert np.corrcoef(first.depth.ravel(), expected.ravel())[0, 1] > 0.99
+        assert np.array_equal(model(image).depth, expected)
+    again = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu")
+    assert again.unet is model.unet and np.array_equal(again(image).depth, expected)
+    other = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu").to(dtype=torch.bfloat16)
+    assert other.unet is half.unet
+    # a network that somebody casts in place is nobody else's any more
+    again.unet.double()
+    assert PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu").unet.dtype == torch.float32
+    again.unet.float()
+
+
 class LargestSquare(TorchDispatchMode):
     """Remembers whether a tensor of ``cells x cells`` was ever made."""
 
@@ -221,12 +251,77 @@ def test_no_map_of_all_queries_by_all_keys_is_ever_built(model: PrimeDepth) -> N
 def test_the_folder_that_is_saved_gives_the_same_depth(model: PrimeDepth, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     image = picture(seed=2)
-    expected = model(image).depth
-    again = PrimeDepth.from_pretrained(tmp_path / "saved", device="cpu", text_encoder=model.text_encoder)
-    again.tokenizer = model.tokenizer
-    np.testing.assert_allclose(again(image).depth, expected, atol=1e-5)
+    expected = model(image, prompt="a lamp").depth
+    again = PrimeDepth.from_pretrained(tmp_path / "saved", device="cpu")
+    np.testing.assert_allclose(again(image, prompt="a lamp").depth, expected, atol=1e-5)
     assert (tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert issubclass(PrimeDepth, DiffusionPipeline)
+
+
+def test_a_file_without_the_autoencoders_decoder_is_saved_and_loaded(
+    narrow_tensors: dict[str, torch.Tensor], model: PrimeDepth, tmp_path: Path
+) -> None:
+    unused = ("first_stage_model.decoder.", "first_stage_model.post_quant_conv.")
+    path = tmp_path / "half.safetensors"
+    save_file({name: value for name, value in narrow_tensors.items() if not name.startswith(unused)}, path)
+    half = PrimeDepth.from_pretrained(path, config=NARROW, device="cpu")
+    half.save_pretrained(tmp_path / "saved")
+    again = PrimeDepth.from_pretrained(tmp_path / "saved", device="cpu")
+    assert again.vae.decoder is None
+    np.testing.assert_array_equal(again(picture()).depth, model(picture()).depth)
+
+
+def test_a_folder_is_saved_whole_or_not_at_all(model: PrimeDepth, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        model.save_pretrained(tmp_path / "file" / "below")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model.refiner, "save_pretrained", full)
+    with pytest.raises(OutputError):
+        model.save_pretrained(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_further_arguments_of_diffusers_are_passed_over_and_others_refused(narrow_file: Path) -> None:
+    usual = {"local_files_only": True, "variant": "fp16", "use_safetensors": True, "low_cpu_mem_usage": True}
+    assert PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu", **usual).vae is not None
+    for name in ("device_map", "scheduler"):
+        with pytest.raises(InputError, match=f"knows no {name}="):
+            PrimeDepth.from_pretrained(narrow_file, config=NARROW, **{name: "auto"})
+
+
+def test_weights_without_a_tower_take_the_pulled_one_and_say_so(
+    narrow_tensors: dict[str, torch.Tensor], model: PrimeDepth, tmp_path: Path, monkeypatch
+) -> None:
+    prefix = "cond_stage_model.model."
+    bare, tower = tmp_path / "bare.safetensors", tmp_path / "tower.safetensors"
+    save_file({k: v for k, v in narrow_tensors.items() if not k.startswith(prefix)}, bare)
+    save_file({k.removeprefix(prefix): v for k, v in narrow_tensors.items() if k.startswith(prefix)}, tower)
+
+    def load(**options: object) -> PrimeDepth:
+        return PrimeDepth.from_pretrained(bare, config=NARROW, device="cpu", **options)
+
+    with pytest.raises(WeightsError, match="weights pull openclip-vit-h-14"):
+        load()(picture())
+    with pytest.raises(WeightsError, match="not here"):
+        load(text_encoder="openclip-vit-h-14")
+    monkeypatch.setattr("vision3d.weights.registry.pulled", lambda name: SimpleNamespace(label=name))
+    monkeypatch.setattr("vision3d.weights.registry.entry", lambda name: tower)
+    for pipeline in (load(), load(text_encoder="openclip-vit-h-14"), load(text_encoder=tower)):
+        result = pipeline(picture(), prompt="a lamp")
+        assert np.array_equal(result.depth, model(picture(), prompt="a lamp").depth)
+        assert result.provenance.settings["text_encoder_sha256"] == fingerprint(tower)
+        # known before any network is loaded, so that a repeated run with another tower does not skip
+        assert tower_apart(bare) == tower
+    assert (
+        PrimeDepth.from_pretrained(
+            bare.with_name("bare.safetensors"), config=NARROW, device="cpu", text_encoder=model.text_encoder
+        )(picture()).provenance.settings["text_encoder_sha256"]
+        is None
+    )
 
 
 def test_lightning_checkpoints_load(
@@ -259,10 +354,9 @@ def test_wrong_keys_are_named(
         changed[name] = torch.zeros(3)
     path = tmp_path / "changed.safetensors"
     save_file(changed, path)
-    tail = name.rsplit(".", 1)[-1]
     with pytest.raises(WeightsError, match=words) as caught:
         PrimeDepth.from_pretrained(path, config=NARROW, device="cpu")
-    assert tail in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_other_models_and_nan_are_refused(narrow_tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -391,9 +485,37 @@ def test_averaging_with_an_equal_map_in_another_scale_changes_little(model: Prim
 
 
 def test_options_out_of_range_are_refused(model: PrimeDepth) -> None:
-    for options in ({"max_size": 4}, {"tile": 8}):
+    for options in ({"max_size": 4}, {"tile": 8}, {"seed": 2**70}):
         with pytest.raises(InputError, match=next(iter(options))):
             model(picture(), **options)
+
+
+def test_a_batch_of_nothing_is_refused(model: PrimeDepth) -> None:
+    with pytest.raises(InputError, match="batch_size 0"):
+        model([picture(), picture()], batch_size=0)
+
+
+def test_a_second_opinion_is_found_by_name(model: PrimeDepth, tmp_path: Path, monkeypatch) -> None:
+    config = DepthAnythingConfig(
+        backbone_config=Dinov2Config(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=28,
+            out_indices=[1, 1, 2, 2], reshape_hidden_states=False, apply_layernorm=True,
+        ),
+        reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, head_hidden_size=8,
+    )  # fmt: skip
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path / f"{seed}" / "da")
+    with pytest.raises(WeightsError, match="depth-anything-v2-small"):
+        model(picture(), second_opinion="depth-anything-v2-small")
+    results = [model(picture(), second_opinion=tmp_path / f"{seed}" / "da") for seed in (0, 1)]
+    first, second = (result.provenance.settings for result in results)
+    assert first["second_opinion"] == second["second_opinion"] == "da"
+    assert first["second_opinion_sha256"] != second["second_opinion_sha256"]
+    monkeypatch.setattr("vision3d.weights.registry.pulled", lambda name: SimpleNamespace(label=name))
+    monkeypatch.setattr("vision3d.weights.registry.entry", lambda name: tmp_path / "1" / "da")
+    by_name = model(picture(), second_opinion="depth-anything-v2-small")
+    np.testing.assert_array_equal(by_name.depth, results[1].depth)
 
 
 def test_group_norm_epsilons_are_the_published_ones(model: PrimeDepth) -> None:

@@ -7,32 +7,34 @@ computed once (a prompt's embedding, an image's latents, an image's features) is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vision3d.backbone import loading
 from vision3d.backbone.dino import Dino, Facet, GridTokens
 from vision3d.backbone.dino3 import Dinov3, load_any_dino
 from vision3d.backbone.featurecache import FeatureCache, FeatureKey, image_sha256
-from vision3d.backbone.schedule import PredictionType, add_noise, to_x0
+from vision3d.backbone.schedule import STEPS, PredictionType, add_noise, to_x0
 from vision3d.backbone.sharing import has_file, identity, share, shared_moments
 from vision3d.backbone.stable_diffusion import StableDiffusion, load_stable_diffusion
-from vision3d.backbone.text import Layer, TextEncoder
+from vision3d.backbone.text import Layer, TextEncoder, has_text_tower
 from vision3d.backbone.unet import denoise, read_taps
-from vision3d.backbone.vae import decode
+from vision3d.backbone.vae import decode, encode_moments
 from vision3d.device import compute_exactly, parse_bytes, resolve_device, resolve_dtype
-from vision3d.errors import ResourceError, WeightsError
+from vision3d.errors import InputError, ResourceError, WeightsError
 
 Memory = Literal["auto", "high", "balanced", "low"]
 Sampling = Literal["mean", "mode", "sample"]
 Noise = Literal["fixed42", "zeros"]
+Attention = Literal["auto", "math"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Backbone:
             turn comes and lets it go after. ``auto`` is ``balanced``; a number of bytes (or ``6.5G``) takes ``low``
             when the networks do not fit it.
         feature_cache: keep features on disk (fp16).
+        attn: ``auto`` takes the fastest attention, ``math`` the plain one, to compare with.
     """
 
     def __init__(
@@ -100,7 +103,11 @@ class Backbone:
         device: torch.device | str = "auto",
         memory: Memory | str | int = "auto",
         feature_cache: FeatureCache | None = None,
+        attn: Attention = "auto",
     ) -> None:
+        if attn not in get_args(Attention):
+            raise InputError(f"attn {attn!r}", f"choose {' or '.join(get_args(Attention))}")
+        self.attn = attn
         self.sd, self.text_encoder, self.dino_network = sd, text, dino
         self.device = resolve_device(device)
         self.feature_cache = feature_cache
@@ -125,12 +132,13 @@ class Backbone:
         channels_last: bool | None = None,
         memory: Memory | str | int = "auto",
         feature_cache: FeatureCache | None = None,
+        attn: Attention = "auto",
     ) -> Backbone:
         """Loads networks; those that this process holds already are shared.
 
         Args:
-            sd: Stable Diffusion folder or single file.
-            dino: DINO file or folder, of any version.
+            sd: Stable Diffusion folder or single file, by path, manifest name, or repository in the hub's cache.
+            dino: DINO file or folder, of any version, in the same way.
             unet: UNet file or folder, tuned from that of ``sd``, in its place.
             device: where networks run.
             dtype: floating type; fp32 on CPUs, 16 bits on CUDA.
@@ -142,6 +150,7 @@ class Backbone:
             channels_last: memory layout of convolutions; on by default on CUDA only, where it pays.
             memory: as for the constructor.
             feature_cache: keep features on disk.
+            attn: as for the constructor.
 
         Raises:
             WeightsError: missing, damaged or foreign weights.
@@ -159,9 +168,11 @@ class Backbone:
                 networks.unet = _tuned_unet(unet, networks, floating)
             networks.unet = share(networks.unet) if networks.unet is not None else None
             networks.vae = share(networks.vae) if networks.vae is not None else None
-            text = _text_encoder(Path(sd).expanduser(), place)
+            text = _text_encoder(networks.source, place)
         vit = share(load_any_dino(dino, dtype=floating, load=False)) if dino is not None else None
-        backbone = cls(networks, text, vit, device=place, memory=memory, feature_cache=feature_cache)
+        backbone = cls(
+            networks, text, vit, device=place, memory=memory, feature_cache=feature_cache, attn=attn
+        )
         if channels_last or (channels_last is None and place.type == "cuda"):
             for network in backbone._networks():
                 if not isinstance(network, (Dino, Dinov3)) and backbone.tier != "low":
@@ -192,11 +203,16 @@ class Backbone:
                 if isinstance(module, (ResnetBlock2D, BasicTransformerBlock)):
                     module.compile(dynamic=False)
 
-    def _use(self, network: nn.Module | None, what: str) -> Any:
+    def _held(self, what: Literal["unet", "vae", "dino"]) -> Any:
+        """One of the networks, as it is. Raises ResourceError when there is none."""
+        network = self.dino_network if what == "dino" else getattr(self.sd, what, None)
         if network is None:
-            raise ResourceError(f"this backbone has no {what}", f"load it with a {what}")
-        loading.load_weights(network, self.device)
+            name = {"unet": "UNet", "vae": "autoencoder", "dino": "DINO network"}[what]
+            raise ResourceError(f"this backbone has no {name}", f"load it with a {name}")
         return network
+
+    def _use(self, network: nn.Module) -> None:
+        loading.load_weights(network, self.device)
 
     def _done(self, network: nn.Module) -> None:
         if self.tier == "low":
@@ -209,11 +225,11 @@ class Backbone:
         Raises:
             ResourceError: this backbone has none.
         """
-        names = {"unet": "UNet", "vae": "autoencoder", "dino": "DINO network"}
-        held = self.dino_network if what == "dino" else getattr(self.sd, what, None)
-        network = self._use(held, names[what])
+        network = self._held(what)
+        self._use(network)
         try:
-            yield network
+            with sdpa_kernel(SDPBackend.MATH) if self.attn == "math" else nullcontext():
+                yield network
         finally:
             self._done(network)
 
@@ -232,25 +248,26 @@ class Backbone:
             images: of one size.
             sample: the posterior's ``mean`` (or ``mode``, the same), or a ``sample`` of it.
             generator: draws the sample, on the CPU.
+
+        Raises:
+            InputError: another word for ``sample``.
+            ResourceError: this backbone has no autoencoder.
         """
-        if self.sd is None or self.sd.vae is None:
-            raise ResourceError("this backbone has no autoencoder", "load it with one")
-        vae = self.sd.vae
+        if sample not in get_args(Sampling):
+            raise InputError(f"sample {sample!r}", f"choose one of {', '.join(get_args(Sampling))}")
+        vae = self._held("vae")
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
-            from vision3d.backbone.vae import encode_moments
-
-            self._use(vae, "autoencoder")
-            moments = encode_moments(vae, batch)
-            self._done(vae)
-            return moments
+            with self.running("vae"):
+                return encode_moments(vae, batch)
 
         mean, logvar = shared_moments(vae, images.to(self.device), encode=run)
         if sample == "sample":
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             mean = mean + (0.5 * logvar).exp() * noise
         latents = mean * vae.config.scaling_factor
-        return latents if self.sd.unet is None else latents.to(self.sd.unet.dtype)
+        unet = getattr(self.sd, "unet", None)
+        return latents if unet is None else latents.to(unet.dtype)
 
     def text(self, prompts: str | Sequence[str] = "", layer: Layer = "last") -> Tensor:
         """Embeddings ``(B, 77, C)``; known prompts come from disk and the tower stays unread.
@@ -292,11 +309,23 @@ class Backbone:
             noise: ``fixed42`` (the same for every image, whatever the device), ``zeros``, a tensor, or a CPU generator.
             ensemble: mean over so many noises (DIFT takes 8); with ``fixed42`` the seeds count up from 42.
             time_add: added to the time embedding, one row per image.
+
+        Raises:
+            InputError: an argument out of range, or an unknown tap.
+            ResourceError: this backbone has no UNet.
         """
         names = tuple(taps)
-        unet = self._use(self.sd.unet if self.sd is not None else None, "UNet")
+        unet = self._held("unet")
+        steps = torch.as_tensor(t)
+        if not (int(steps.min()) >= 0 and int(steps.max()) < STEPS):
+            raise InputError(f"diffusion step {t}", f"give 0 to {STEPS - 1}")
+        if isinstance(noise, str) and noise not in get_args(Noise):
+            raise InputError(f"noise {noise!r}", f"choose {' or '.join(get_args(Noise))}, or give a tensor")
+        if ensemble < 1:
+            raise InputError(f"ensemble of {ensemble}", "give 1 or more")
 
         def compute() -> dict[str, Tensor]:
+            self._use(unet)
             total: dict[str, Tensor] = {}
             for member in range(ensemble):
                 drawn = self._noise(noise, latents, member)
@@ -305,6 +334,7 @@ class Backbone:
                     unet, noisy, t, cond.to(latents), names, time_add=time_add
                 ).items():
                     total[name] = value if name not in total else total[name] + value
+            self._done(unet)
             return {name: value / ensemble for name, value in total.items()}
 
         # On disk only what a later process can tell: a network without a file is nobody there.
@@ -312,7 +342,7 @@ class Backbone:
         if cacheable and self.feature_cache is not None:
             key = FeatureKey(
                 image=image_sha256(latents),
-                canvas=f"latents, steps {torch.as_tensor(t).tolist()}",
+                canvas=f"latents, steps {steps.tolist()}",
                 model=identity(unet),
                 taps=names,
                 condition=image_sha256(cond),
@@ -322,7 +352,6 @@ class Backbone:
             found: Mapping[str, Tensor] = self.feature_cache.get_or_compute(key, compute)
         else:
             found = compute()
-        self._done(unet)
         height, width = latents.shape[-2] * 8, latents.shape[-1] * 8
         maps = {}
         for name, value in found.items():
@@ -346,10 +375,8 @@ class Backbone:
         self, latents: Tensor, t: int | Tensor, cond: Tensor, *, time_add: Tensor | None = None
     ) -> Tensor:
         """The UNet's output ``(B, 4, h, w)`` in its own parameterisation."""
-        unet = self._use(self.sd.unet if self.sd is not None else None, "UNet")
-        out = denoise(unet, latents, t, cond, time_add=time_add)
-        self._done(unet)
-        return out
+        with self.running("unet") as unet:
+            return denoise(unet, latents, t, cond, time_add=time_add)
 
     def to_x0(
         self,
@@ -365,9 +392,8 @@ class Backbone:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [0, 1] ``(B, 3, 8h, 8w)`` for scaled latents."""
-        vae = self._use(self.sd.vae if self.sd is not None else None, "autoencoder")
-        images = decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
-        self._done(vae)
+        with self.running("vae") as vae:
+            images = decode(vae, latents.to(vae.dtype) / vae.config.scaling_factor)
         return (images / 2 + 0.5).clamp(0, 1)
 
     def dino(
@@ -381,12 +407,15 @@ class Backbone:
         batch_size: int | None = None,
     ) -> GridTokens:
         """DINO tokens of images in [0, 1]; arguments as in :meth:`vision3d.backbone.dino.Dino.features`."""
-        network: Dino | Dinov3 = self._use(self.dino_network, "DINO network")
-        tokens = network.features(
-            images.to(self.device), layer=layer, facet=facet, norm=norm, stride=stride, batch_size=batch_size
-        )
-        self._done(network)
-        return tokens
+        with self.running("dino") as network:
+            return network.features(
+                images.to(self.device),
+                layer=layer,
+                facet=facet,
+                norm=norm,
+                stride=stride,
+                batch_size=batch_size,
+            )
 
     def __repr__(self) -> str:
         parts = []
@@ -401,11 +430,4 @@ class Backbone:
 
 def _text_encoder(source: Path, device: torch.device) -> TextEncoder | None:
     """The text tower that comes with a Stable Diffusion checkpoint, unread, or None."""
-    from vision3d.errors import WeightsError
-
-    if source.is_dir() and not (source / "text_encoder").is_dir():
-        return None
-    try:
-        return TextEncoder.from_pretrained(source, device=device)
-    except WeightsError:
-        return None  # a UNet or autoencoder alone
+    return TextEncoder.from_pretrained(source, device=device) if has_text_tower(source) else None

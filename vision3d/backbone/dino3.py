@@ -25,6 +25,7 @@ from vision3d.backbone.loading import (
     read_config,
 )
 from vision3d.errors import InputError, WeightsError
+from vision3d.weights import locate
 
 MODEL_TYPE = "dinov3_vit"
 """Of its folders' ``config.json``."""
@@ -150,7 +151,7 @@ def load_any_dino(
     source: str | Path, *, dtype: torch.dtype | None = None, load: bool = True
 ) -> Dino | Dinov3:
     """The DINO network of a file or folder, of any version; arguments and errors as of :func:`load_dino`."""
-    folder = Path(source).expanduser()
+    folder = locate(source)[0]
     if (folder / "config.json").is_file() and read_config(folder).get("model_type") == MODEL_TYPE:
         return Dinov3(folder, dtype, load=load)
-    return load_dino(source, dtype=dtype, load=load)
+    return load_dino(folder, dtype=dtype, load=load)

@@ -7,7 +7,8 @@ Each function renames one LDM key to its diffusers counterpart, by rule, for any
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -100,8 +101,24 @@ def ldm_resnet(tail: str) -> str:
     return tail
 
 
-def ldm_unet_key(name: str, res_blocks: int = 2) -> str:
-    """LDM name (without prefix) of a diffusers UNet tensor; the inverse of :func:`unet_key`."""
+STANDARD = (False, True, True, True)
+"""Whether the levels of Stable Diffusion's decoder have transformers."""
+
+
+def attending(config: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Whether each level of the decoder has transformers, of a UNet's diffusers configuration."""
+    kinds = config.get("up_block_types")
+    return STANDARD if kinds is None else tuple("Attn" in kind for kind in kinds)
+
+
+def ldm_unet_key(name: str, res_blocks: int = 2, attends: Sequence[bool] = STANDARD) -> str:
+    """LDM name (without prefix) of a diffusers UNet tensor; the inverse of :func:`unet_key`.
+
+    Args:
+        name: in diffusers' layout.
+        res_blocks: ResNets in a level of the encoder.
+        attends: whether each level of the decoder has transformers.
+    """
     per_level = res_blocks + 1
     for ldm, ours in (
         ("time_embed.0", "time_embedding.linear_1"),
@@ -134,8 +151,8 @@ def ldm_unet_key(name: str, res_blocks: int = 2) -> str:
     position = level * per_level + (res_blocks if kind == "upsamplers" else index)
     if kind == "resnets":
         return f"output_blocks.{position}.0.{ldm_resnet(tail)}"
-    # SD's first level has no transformer, so its upsampler takes the transformer's place
-    return f"output_blocks.{position}.{2 if kind == 'upsamplers' and level > 0 else 1}.{tail}"
+    # in a level without transformers the upsampler takes their place
+    return f"output_blocks.{position}.{2 if kind == 'upsamplers' and attends[level] else 1}.{tail}"
 
 
 def ldm_vae_key(name: str, levels: int = 4) -> str:

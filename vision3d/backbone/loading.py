@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -310,10 +310,18 @@ def empty_weights() -> Iterator[None]:
         yield
 
 
-def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.Module:
+def attach(
+    module: nn.Module, source: WeightSource, *, load: bool = True, told: Callable[[str], str] = str
+) -> nn.Module:
     """Binds a network (made under ``empty_weights``) to its weights and, by default, loads them.
 
     A network whose weights are not loaded already has the floating type that they will have.
+
+    Args:
+        module: the network.
+        source: its weights.
+        load: read them now.
+        told: what complaints call the network's tensors, such as their names in the file.
 
     Raises:
         WeightsError: names or shapes do not fit, or values are not finite.
@@ -329,7 +337,10 @@ def attach(module: nn.Module, source: WeightSource, *, load: bool = True) -> nn.
         shapes[name] = tuple((source.transform(name, value) if source.transform else value).shape)
         dtypes[name] = source.dtype if source.dtype and value.is_floating_point() else value.dtype
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    check_keys(expected, shapes, f"{source.path.name} as {source.label}")
+    given = {told(n) if n in expected else source.names[n]: shape for n, shape in shapes.items()}
+    check_keys(
+        {told(n): shape for n, shape in expected.items()}, given, f"{source.path.name} as {source.label}"
+    )
     module._weight_source = source  # type: ignore[assignment]
     module.eval().requires_grad_(False)
     for name, parameter in module.named_parameters():
@@ -386,13 +397,26 @@ def pixel_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def leave_out(module: nn.Module, names: Iterable[str], parts: Iterable[str]) -> None:
+    """Sets those of the ``parts`` of a network to None of which there are no tensors among ``names``."""
+    names = list(names)
+    for part in parts:
+        if not any(name.startswith(f"{part}.") for name in names):
+            setattr(module, part, None)
+
+
 def load_component(
-    cls: type, folder: str | Path, *, dtype: torch.dtype | None = None, load: bool = True
+    cls: type,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    load: bool = True,
+    optional: tuple[str, ...] = (),
 ) -> nn.Module:
     """A diffusers component (``config.json`` and one weight file) from its folder.
 
     Autoencoders may have the attention names of diffusers before 0.18, as the released SD 2.1 folder has, and take
-    float32 in place of 16 bits.
+    float32 in place of 16 bits. Of the submodules named as ``optional`` the file may hold nothing: they are None then.
 
     Raises:
         WeightsError: config or weights are missing, damaged or of another network.
@@ -407,6 +431,7 @@ def load_component(
     if cls.__name__ == "AutoencoderKL":
         rename, dtype = keymap.modern_attention, pixel_dtype(dtype)
     names = {rename(name): name for name in tensors}
+    leave_out(module, names, optional)
     source = WeightSource(file, names, dtype=dtype, label=f"{folder.name} ({cls.__name__})")
     return attach(module, source, load=load)
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from typing_extensions import Self
 
 from vision3d.backbone import loading
+from vision3d.backbone.sharing import cast
 from vision3d.device import parse_bytes
+from vision3d.errors import InputError
+from vision3d.io.files import staged_folder
 
+_OFFLINE = {
+    "cache_dir", "force_download", "local_files_only", "low_cpu_mem_usage", "proxies", "revision", "token",
+    "use_safetensors", "variant",
+}  # fmt: skip
 RESERVE = 3 << 29
 """Bytes beside the weights: the interpreter, its libraries and activations."""
 
@@ -72,6 +81,25 @@ class DiffusersResidency(Residency):
 
     components: dict[str, Any]
     unet: Any
+    pixel_networks: ClassVar[tuple[str, ...]] = ("vae",)
+    """Components that stay in 32 bits where the others have 16, see :func:`vision3d.backbone.loading.pixel_dtype`."""
+
+    @classmethod
+    def components_among(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The networks among further arguments of ``from_pretrained``.
+
+        Arguments of diffusers that decide where files are found or how they are read are passed over: nothing is
+        downloaded here, and weights are always mapped.
+
+        Raises:
+            InputError: an argument that is neither.
+        """
+        given = {name: value for name, value in options.items() if name not in _OFFLINE}
+        known = list(inspect.signature(cls.__init__).parameters)[1:]
+        if strange := [name for name in given if name not in known]:
+            hint = "use device=" if strange[0] == "device_map" else f"components are {', '.join(known)}"
+            raise InputError(f"{cls.__name__}.from_pretrained knows no {strange[0]}=", hint)
+        return given
 
     @property
     def device(self) -> torch.device:
@@ -79,10 +107,28 @@ class DiffusersResidency(Residency):
         return self._device
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves (and casts) every loaded network, as ``DiffusionPipeline.to`` does."""
+        """Moves (and casts) every network, as ``DiffusionPipeline.to`` does; those of other pipelines are not cast."""
+        dtype = kwargs.pop("dtype", None) or next((a for a in args if isinstance(a, torch.dtype)), None)
+        places = [a for a in args if not isinstance(a, torch.dtype)]
+        for name, network in self.components.items():
+            if isinstance(network, nn.Module):
+                if dtype is not None:
+                    fitting = loading.pixel_dtype(dtype) if name in self.pixel_networks else dtype
+                    setattr(self, name, cast(network, fitting or dtype))
+                loading.load_weights(getattr(self, name))
+        if places or kwargs:
+            super().to(*places, **kwargs)  # type: ignore[misc]
+        self._device = self.unet.device
+        return self
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes a diffusers folder, all of it or nothing: one subfolder per network, safetensors.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
         for network in self.components.values():
             if isinstance(network, nn.Module):
                 loading.load_weights(network)
-        super().to(*args, **kwargs)  # type: ignore[misc]
-        self._device = self.unet.device
-        return self
+        with staged_folder(save_directory, last="model_index.json") as staging:
+            super().save_pretrained(str(staging), **kwargs)  # type: ignore[misc]

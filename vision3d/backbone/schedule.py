@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+STEPS = 1000
+"""Of the training schedule of every Stable Diffusion."""
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @lru_cache(maxsize=8)
-def alphas_cumprod(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
+def alphas_cumprod(steps: int = STEPS, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
     """Cumulative products of ``1 - beta`` for scaled-linear betas, float64 ``(steps,)``."""
     betas = np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2
     values = np.cumprod(1.0 - betas)
@@ -24,15 +27,16 @@ def alphas_cumprod(steps: int = 1000, beta_start: float = 0.00085, beta_end: flo
     return values
 
 
-def alpha_sigma(t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def alpha_sigma(t: int | Tensor, like: Tensor, table: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
     """``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, shaped to broadcast over ``like`` (B, ...).
 
     Args:
         t: one step for the batch, or one step per row (B,).
         like: tensor whose dtype, device and rank are taken.
+        table: ``abar`` of every step; Stable Diffusion's by default.
     """
     steps = torch.as_tensor(t).reshape(-1).cpu()
-    abar = torch.from_numpy(alphas_cumprod().copy())[steps]
+    abar = torch.from_numpy((alphas_cumprod() if table is None else table).copy())[steps]
     shape = (-1,) + (1,) * (like.ndim - 1)
     alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
     return alpha.to(like).reshape(shape), sigma.to(like).reshape(shape)
@@ -44,9 +48,15 @@ def add_noise(x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
     return alpha * x0 + sigma * noise
 
 
-def to_x0(model_out: Tensor, x_t: Tensor, t: int | Tensor, prediction_type: PredictionType) -> Tensor:
+def to_x0(
+    model_out: Tensor,
+    x_t: Tensor,
+    t: int | Tensor,
+    prediction_type: PredictionType,
+    table: np.ndarray | None = None,
+) -> Tensor:
     """The clean sample that a model output of the given parameterisation stands for."""
-    alpha, sigma = alpha_sigma(t, x_t)
+    alpha, sigma = alpha_sigma(t, x_t, table)
     if prediction_type == "epsilon":
         return (x_t - sigma * model_out) / alpha
     if prediction_type == "v_prediction":
@@ -56,9 +66,15 @@ def to_x0(model_out: Tensor, x_t: Tensor, t: int | Tensor, prediction_type: Pred
     raise ValueError(f"unknown prediction type {prediction_type!r}")
 
 
-def to_epsilon(model_out: Tensor, x_t: Tensor, t: int | Tensor, prediction_type: PredictionType) -> Tensor:
+def to_epsilon(
+    model_out: Tensor,
+    x_t: Tensor,
+    t: int | Tensor,
+    prediction_type: PredictionType,
+    table: np.ndarray | None = None,
+) -> Tensor:
     """The noise that a model output of the given parameterisation stands for."""
-    alpha, sigma = alpha_sigma(t, x_t)
+    alpha, sigma = alpha_sigma(t, x_t, table)
     if prediction_type == "epsilon":
         return model_out
     if prediction_type == "v_prediction":
@@ -78,8 +94,21 @@ def training_target(x0: Tensor, noise: Tensor, t: int | Tensor, prediction_type:
     return alpha * noise - sigma * x0
 
 
-def ddim_timesteps(n_steps: int, offset: int = 1, train_steps: int = 1000) -> np.ndarray:
-    """Descending steps with leading spacing: ``i * (train_steps // n_steps) + offset``, int64 ``(n_steps,)``."""
+def ddim_timesteps(
+    n_steps: int, offset: int = 1, train_steps: int = STEPS, spacing: Spacing = "leading"
+) -> np.ndarray:
+    """Descending steps, int64 ``(n_steps,)``.
+
+    Args:
+        n_steps: how many.
+        offset: of leading steps, which are ``i * (train_steps // n_steps) + offset``.
+        train_steps: of the schedule.
+        spacing: ``leading``; ``trailing`` from the schedule's end, for few steps; ``linspace`` from end to end.
+    """
+    if spacing == "trailing":
+        return np.round(np.arange(train_steps, 0, -train_steps / n_steps)).astype(np.int64)[:n_steps] - 1
+    if spacing == "linspace":
+        return np.linspace(0, train_steps - 1, n_steps).round()[::-1].astype(np.int64)
     return (np.arange(n_steps, dtype=np.int64) * (train_steps // n_steps) + offset)[::-1].copy()
 
 
@@ -89,15 +118,32 @@ def ddim_step(
     sample: Tensor,
     n_steps: int,
     prediction_type: PredictionType = "epsilon",
-    train_steps: int = 1000,
+    train_steps: int = STEPS,
+    *,
+    to_one: bool = False,
+    clip: float | None = None,
+    table: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One deterministic DDIM step (eta = 0, no clipping), returning ``(previous sample, x0)``.
+    """One deterministic DDIM step (eta = 0), returning ``(previous sample, x0)``.
 
-    The step below zero uses ``abar[0]``, not 1, as the released Stable Diffusion scheduler files do
-    (``set_alpha_to_one=False``).
+    Args:
+        model_out: of the network at ``t``.
+        t: the step.
+        sample: that the network saw.
+        n_steps: in all.
+        prediction_type: of ``model_out``.
+        train_steps: of the schedule.
+        to_one: the step below zero ends at ``abar = 1``, not at ``abar[0]`` as in the released Stable Diffusion
+            scheduler files (``set_alpha_to_one=False``).
+        clip: bound of the absolute values of ``x0``.
+        table: ``abar`` of every step; Stable Diffusion's by default.
     """
     previous = t - train_steps // n_steps
-    x0 = to_x0(model_out, sample, t, prediction_type)
-    noise = to_epsilon(model_out, sample, t, prediction_type)
-    alpha, sigma = alpha_sigma(max(previous, 0), sample)
+    x0 = to_x0(model_out, sample, t, prediction_type, table)
+    noise = to_epsilon(model_out, sample, t, prediction_type, table)
+    if clip is not None:
+        x0 = x0.clamp(-clip, clip)
+    if previous < 0 and to_one:
+        return x0, x0
+    alpha, sigma = alpha_sigma(max(previous, 0), sample, table)
     return alpha * x0 + sigma * noise, x0

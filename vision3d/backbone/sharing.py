@@ -6,9 +6,11 @@ both prepare alike is encoded once.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -57,7 +59,31 @@ def identity(network: nn.Module, parts: tuple[str, ...] = ()) -> str:
 
 def share(network: Network) -> Network:
     """The network of this process that is equal to ``network``: one made before, or itself."""
-    return _NETWORKS.setdefault(identity(network), network)  # type: ignore[return-value]
+    key = identity(network)
+    found = _NETWORKS.get(key)
+    if found is None or identity(found) != key:  # someone has cast it since
+        _NETWORKS[key] = found = network
+    return found  # type: ignore[return-value]
+
+
+def cast(network: Network, dtype: torch.dtype) -> Network:
+    """The network in another floating type.
+
+    One that was loaded from a file may belong to other pipelines, too: it stays as it is, and the result is another,
+    shared with whoever wants that type. One without a file is cast itself.
+    """
+    if not has_file(network):
+        return network.to(dtype)
+    if all(p.dtype == dtype for p in network.parameters() if p.is_floating_point()):
+        return network
+    source = network._weight_source
+    # a copy without storage, which reads its weights when they are needed
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+        for p in network.parameters()
+    }
+    memo[id(source)] = replace(source, dtype=dtype)  # type: ignore[type-var]
+    return share(copy.deepcopy(network, memo).to(dtype))
 
 
 def shared_moments(

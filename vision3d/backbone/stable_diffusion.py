@@ -28,6 +28,7 @@ from vision3d.backbone.loading import (
 from vision3d.backbone.schedule import PredictionType
 from vision3d.backbone.vae import SCALING_FACTOR
 from vision3d.errors import WeightsError
+from vision3d.weights import locate
 
 LDM_UNET, LDM_VAE = "model.diffusion_model.", "first_stage_model."
 
@@ -134,7 +135,8 @@ def load_stable_diffusion(
     """The UNet and autoencoder of a checkpoint, memory-mapped.
 
     Args:
-        source: diffusers folder (with ``unet/`` and ``vae/``), component folder, component file, or LDM single file.
+        source: diffusers folder (with ``unet/`` and ``vae/``), component folder, component file, or LDM single file;
+            its path, its name in the manifest, or a repository in the hub's cache.
         dtype: floating dtype to load as; None keeps the file's. The autoencoder takes float32 in place of 16 bits.
         prediction_type: what the UNet predicts, where the source does not say.
         family: ``sd1`` or ``sd2`` if the task needs that one.
@@ -143,9 +145,7 @@ def load_stable_diffusion(
     Raises:
         WeightsError: nothing there, damaged, not Stable Diffusion, or of the other family.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise WeightsError(f"{source}: no such checkpoint", "give a diffusers folder or a single file")
+    path = locate(source)[0]
     found = _from_folder(path, dtype, load) if path.is_dir() else _from_file(path, dtype, load)
     if prediction_type is not None:
         found.prediction_type = prediction_type

@@ -46,7 +46,16 @@ from vision3d.paths import cache_dir
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-__all__ = ["Layer", "TextEncoder", "Tokeniser", "encode", "load_text_tower", "to_open_clip", "tokenise"]
+__all__ = [
+    "Layer",
+    "TextEncoder",
+    "Tokeniser",
+    "encode",
+    "has_text_tower",
+    "load_text_tower",
+    "to_open_clip",
+    "tokenise",
+]
 
 Layer = Literal["last", "penultimate"]
 FULL_DEPTH = {768: 12, 1024: 24, 1280: 32}
@@ -159,6 +168,17 @@ def load_text_tower(
     transform = _third if fused else None
     attach(tower, WeightSource(path, names, transform, dtype, "text tower", given_tensors), load=load)
     return tower
+
+
+def has_text_tower(source: Path) -> bool:
+    """Whether a checkpoint brings a text tower, right or damaged.
+
+    Raises:
+        WeightsError: a file that cannot be read.
+    """
+    if source.is_dir():
+        return (source / "text_encoder").is_dir()
+    return any(name.startswith(_PREFIXES) for name in open_checkpoint(source))
 
 
 def _bare(name: str) -> str:

@@ -32,6 +32,7 @@ from vision3d.backbone.attention import (
     normalise_pooled,
     pooled_attention,
 )
+from vision3d.errors import InputError
 
 ALIASES = {"s5": "u0r1", "s4": "u1a1", "s3": "u2a1", "s2": "u3a1"}
 
@@ -49,9 +50,16 @@ class Tap:
 
 
 def tap_name(unet: UNet2DConditionModel, name: str) -> str:
-    """Resolves the aliases ``s5``..``s2`` and ``dift{b}`` for this network."""
+    """Resolves the aliases ``s5``..``s2`` and ``dift{b}`` for this network.
+
+    Raises:
+        InputError: it has no such decoder level.
+    """
     if name.startswith("dift"):
-        level = int(name[4:])
+        levels = len(unet.up_blocks)
+        level = int(name[4:]) if name[4:].isdecimal() else levels
+        if level >= levels:
+            raise InputError(f"no tap {name}", f"this UNet has dift0 to dift{levels - 1}")
         block = unet.up_blocks[level]
         if block.upsamplers:
             return f"u{level}up"
@@ -230,17 +238,23 @@ def read_taps(
     """The named intermediates; nothing after the last of them is computed. Arguments as in :func:`walk`.
 
     Raises:
-        ValueError: a name is none of this network's taps.
+        InputError: a name is none of this network's taps.
     """
-    wanted = {tap_name(unet, name): name for name in taps}
+    wanted: dict[str, list[str]] = {}
+    for name in taps:
+        wanted.setdefault(tap_name(unet, name), []).append(name)
     found: dict[str, Tensor] = {}
     steps = walk(unet, sample, timesteps, context, time_add=time_add, residuals=residuals, injected=injected)
     for tap in steps:
         if tap.name in wanted:
-            found[wanted[tap.name]] = tap.tensor
-            if len(found) == len(wanted):
+            found |= dict.fromkeys(wanted.pop(tap.name), tap.tensor)
+            if not wanted:
                 return found
-    raise ValueError(f"unknown taps: {sorted(set(wanted.values()) - set(found))}")
+    unknown = sorted(name for names in wanted.values() for name in names)
+    raise InputError(
+        f"no taps {', '.join(unknown)} in this UNet" if unknown else "no taps",
+        "name some, such as s5 or u1a1",
+    )
 
 
 def denoise(
