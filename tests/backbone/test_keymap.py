@@ -28,3 +28,15 @@ def test_keys_of_no_network_are_left_out() -> None:
     )
     assert chosen == {"quant_conv.bias": "first_stage_model.quant_conv.bias"}
     assert keymap.unet_key("num_updates") is None
+
+
+@pytest.mark.parametrize(
+    "attends", [(False, True, True, True), (False, False, True, True), (True, True, False, False)]
+)
+def test_an_upsampler_takes_the_place_of_transformers_where_there_are_none(attends):
+    for level, there in enumerate(attends[:3]):
+        name = keymap.ldm_unet_key(f"up_blocks.{level}.upsamplers.0.conv.weight", 2, attends)
+        assert name == f"output_blocks.{3 * level + 2}.{2 if there else 1}.conv.weight"
+        assert keymap.unet_key(name) == f"up_blocks.{level}.upsamplers.0.conv.weight"
+    blocks = ["CrossAttnUpBlock2D" if there else "UpBlock2D" for there in attends]
+    assert keymap.attending({"up_block_types": blocks}) == attends

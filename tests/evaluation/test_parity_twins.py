@@ -286,6 +286,44 @@ def test_unknown_measures_are_named(tmp_path, golden, name, order):
     assert verdicts(tmp_path, arrays, **meta) == {"-": "unknown"}
 
 
+def test_soft_masks_weigh_descriptors_and_colours(tmp_path):
+    """Recomputed cell by cell, at the resolution of everything."""
+    features = [random(5, 4, 4, seed=i) for i in (0, 1)]
+    masks = [np.random.default_rng(i).choice([0.0, 0.3, 0.8], (4, 4)).astype(np.float32) for i in (2, 3)]
+    image = np.random.default_rng(4).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    table = random(4, 4, 2, seed=5)
+    rows = []
+    for feature, mask in zip(features, masks, strict=True):
+        weighted = (feature * mask).reshape(5, -1).T
+        weighted[weighted.sum(1) == 0] = 1e5
+        rows.append(weighted)
+    nearest = np.linalg.norm(rows[0][:, None] - rows[1][None], axis=-1).argmin(1)
+    source = image.astype(np.float32) * masks[1][..., None]
+    source = (source - source.min()) / (source.max() - source.min())
+    arrays = {"feat0": features[0], "feat1": features[1], "mask0": masks[0], "mask1": masks[1]}
+    arrays |= {"image1": image, "color_src": table, "swap_src": source}
+    arrays["swap_out"] = source.reshape(-1, 3)[nearest].reshape(4, 4, 3)
+    arrays["color_out"] = table.reshape(-1, 2)[nearest].reshape(4, 4, 2)
+    outputs = dict.fromkeys(("swap_out", "swap_src", "color_out"), CLOSE)
+    meta = {"system": "sd_dino", "kind": "swap", "resolution": 4}
+    assert verdicts(tmp_path, arrays, outputs, **meta) == passed(*outputs)
+
+
+def test_distances_of_equal_descriptors_are_right_to_rounding():
+    from vision3d.pipelines.sd_dino.fusion import similarity
+
+    rows = 5 * torch.randn(20, 60, generator=torch.Generator().manual_seed(0))
+    near = rows + 1e-3 * torch.randn(20, 60, generator=torch.Generator().manual_seed(1))
+    want = -((rows.double() + 1e-6)[:, None] - near.double()[None]).norm(dim=-1)
+    torch.testing.assert_close(similarity(rows, near, exact=True).double(), want, atol=1e-6, rtol=1e-6)
+
+
+def test_refinement_may_lack_semantic_residuals():
+    from vision3d.evaluation.parity.stablenormal import _stored_residuals
+
+    assert _stored_residuals(SimpleNamespace(meta={"inputs": {"sample": {}}})) is None
+
+
 # ---- schedules
 
 
@@ -308,6 +346,40 @@ def test_schedules_are_refused_for_what_would_change_them_and_nothing_else(tmp_p
         meta, arrays = stored(golden, name)
         meta[field]["rescale_betas_zero_snr"] = True
         assert verdicts(tmp_path, arrays, **meta) == {"-": "unknown"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "removed"),
+    [
+        ({"set_alpha_to_one": True}, ()),
+        ({"timestep_spacing": "trailing"}, ()),
+        ({"timestep_spacing": "linspace"}, ()),
+        ({"clip_sample": True, "clip_sample_range": 0.7}, ()),
+        ({"beta_schedule": "linear"}, ("beta_start", "beta_end")),
+        ({}, ("steps_offset", "set_alpha_to_one", "clip_sample", "eta")),
+        ({}, ("beta_schedule", "timestep_spacing")),
+    ],
+)
+def test_other_schedules_step_as_the_published_scheduler_does(tmp_path, golden, changed, removed):
+    from diffusers import DDIMScheduler
+
+    meta, _ = stored(golden, "backbone/ddim_conversions")
+    config = {k: v for k, v in meta["scheduler"].items() if k not in removed} | changed
+    sample, model_out = random(2, 4, 6, 7), random(2, 4, 6, 7, seed=1)
+    arrays: dict[str, Any] = {"sample": sample, "model_out": model_out}
+    outputs: dict[str, Any] = {"timesteps": EXACT}
+    for kind in ("epsilon", "v_prediction", "sample"):
+        published = DDIMScheduler(**{k: v for k, v in config.items() if k != "eta"}, prediction_type=kind)
+        published.set_timesteps(4)
+        arrays["timesteps"] = published.timesteps.numpy()
+        for index in (0, 2, 3):
+            t = int(published.timesteps[index])
+            step = published.step(torch.from_numpy(model_out), t, torch.from_numpy(sample))
+            for name, value in (("prev", step.prev_sample), ("x0", step.pred_original_sample)):
+                arrays[f"{kind}_{index}_{name}"] = value.numpy()
+                outputs[f"{kind}_{index}_{name}"] = {**CLOSE, "prediction_type": kind, "step_index": index}
+    given = {**meta, "scheduler": config, "n_steps": 4, "outputs": outputs}
+    assert verdicts(tmp_path, arrays, **given) == passed(*outputs)
 
 
 def test_the_final_value_of_the_heuristic_schedule_is_the_configured_one(tmp_path, golden):
@@ -435,6 +507,8 @@ def test_taps_lie_at_the_stated_modules_and_no_time_vector_is_needed(tmp_path):
     unet = UNet2DConditionModel(**config).eval()
     recipe.fill(unet, 5)
     taps = {"s4": "up_blocks.0.resnets.1", "s3": "up_blocks.1.attentions.0", "up": "up_blocks.0.upsamplers.0"}
+    taps |= {"level": "up_blocks.1", "start": "conv_in", "down": "down_blocks.0.attentions.0"}
+    taps |= {"half": "down_blocks.0.downsamplers.0", "low": "down_blocks.1.resnets.0"}
     arrays: dict[str, np.ndarray] = {}
     for name, path in taps.items():
         unet.get_submodule(path).register_forward_hook(
@@ -449,4 +523,4 @@ def test_taps_lie_at_the_stated_modules_and_no_time_vector_is_needed(tmp_path):
     outputs = dict.fromkeys((*taps, "out"), NEAR)
     meta = {"system": "backbone", "kind": "unet_sd15_real_width", "recipe_seed": 5, "config": config}
     assert verdicts(tmp_path, arrays, outputs, **meta, taps=taps) == passed(*outputs)
-    assert verdicts(tmp_path, arrays, outputs, **meta, taps={"s4": "conv_in"}) == {"-": "unknown"}
+    assert verdicts(tmp_path, arrays, outputs, **meta, taps={"s4": "time_embedding"}) == {"-": "unknown"}

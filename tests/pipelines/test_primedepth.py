@@ -268,7 +268,7 @@ def test_a_file_without_the_autoencoders_decoder_is_saved_and_loaded(
     half.save_pretrained(tmp_path / "saved")
     again = PrimeDepth.from_pretrained(tmp_path / "saved", device="cpu")
     assert again.vae.decoder is None
-    np.testing.assert_array_equal(again(picture()).depth, model(picture()).depth)
+    np.testing.assert_allclose(again(picture()).depth, model(picture()).depth, atol=1e-4)
 
 
 def test_a_folder_is_saved_whole_or_not_at_all(model: PrimeDepth, tmp_path: Path, monkeypatch) -> None:
@@ -312,7 +312,7 @@ def test_weights_without_a_tower_take_the_pulled_one_and_say_so(
     monkeypatch.setattr("vision3d.weights.registry.entry", lambda name: tower)
     for pipeline in (load(), load(text_encoder="openclip-vit-h-14"), load(text_encoder=tower)):
         result = pipeline(picture(), prompt="a lamp")
-        assert np.array_equal(result.depth, model(picture(), prompt="a lamp").depth)
+        np.testing.assert_allclose(result.depth, model(picture(), prompt="a lamp").depth, atol=1e-4)
         assert result.provenance.settings["text_encoder_sha256"] == fingerprint(tower)
         # known before any network is loaded, so that a repeated run with another tower does not skip
         assert tower_apart(bare) == tower
@@ -498,8 +498,8 @@ def test_a_batch_of_nothing_is_refused(model: PrimeDepth) -> None:
 def test_a_second_opinion_is_found_by_name(model: PrimeDepth, tmp_path: Path, monkeypatch) -> None:
     config = DepthAnythingConfig(
         backbone_config=Dinov2Config(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=28,
-            out_indices=[1, 1, 2, 2], reshape_hidden_states=False, apply_layernorm=True,
+            hidden_size=16, num_hidden_layers=4, num_attention_heads=2, patch_size=14, image_size=28,
+            out_indices=[1, 2, 3, 4], reshape_hidden_states=False, apply_layernorm=True,
         ),
         reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, head_hidden_size=8,
     )  # fmt: skip
