@@ -6,6 +6,7 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -53,6 +54,20 @@ def show_traceback(error: BaseException) -> None:
         import traceback
 
         _write("".join(traceback.format_exception(error)).rstrip())
+
+
+@contextlib.contextmanager
+def no_library_bars() -> Iterator[None]:
+    """Without the bars that transformers draws for every file it reads or writes, quiet or not."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def say(text: str) -> None:

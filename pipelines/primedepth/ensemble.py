@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from vision3d.backbone.loading import fingerprint
 from vision3d.errors import WeightsError
+from vision3d.progress import no_library_bars
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
@@ -67,12 +68,11 @@ class SecondOpinion:
             WeightsError: it is not on this machine, or no depth estimator.
         """
         from transformers import AutoModelForDepthEstimation
-        from transformers.utils import logging
 
         folder = locate(name)
-        logging.disable_progress_bar()
         try:
-            model = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True)
+            with no_library_bars():
+                model = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise WeightsError(
                 f"{name}: no depth estimator ({' '.join(str(error).split())[:120]})",

@@ -16,6 +16,7 @@ import torch
 from vision3d.device import resolve_device
 from vision3d.errors import InputError, WeightsError
 from vision3d.matches import Matches
+from vision3d.progress import no_library_bars
 
 if TYPE_CHECKING:
     from vision3d.io.photo import Photo, Source
@@ -136,7 +137,8 @@ class GeometricMatcher:
             from transformers import AutoImageProcessor, AutoModelForKeypointMatching
 
             processor = AutoImageProcessor.from_pretrained(source, local_files_only=True, use_fast=False)
-            network = AutoModelForKeypointMatching.from_pretrained(source, local_files_only=True)
+            with no_library_bars():
+                network = AutoModelForKeypointMatching.from_pretrained(source, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             raise WeightsError(
                 f"{source}: the weights of {name} are not on this machine",

@@ -10,6 +10,7 @@ import numpy as np
 
 from vision3d.errors import InputError, ResourceError
 from vision3d.io.photo import Photo
+from vision3d.progress import no_library_bars
 
 REMBG_MODEL = "isnet-general-use"
 """IS-Net (Qin et al., 2022; Apache 2.0); rembg's own choice may not be used commercially."""
@@ -123,7 +124,8 @@ def segment_at(
         from transformers import SamModel, SamProcessor
 
         processor: Any = SamProcessor.from_pretrained(model, local_files_only=True)
-        network: Any = SamModel.from_pretrained(model, local_files_only=True).to(place)  # type: ignore[arg-type]
+        with no_library_bars():
+            network: Any = SamModel.from_pretrained(model, local_files_only=True).to(place)  # type: ignore[arg-type]
     except (OSError, ImportError, ValueError) as error:
         raise ResourceError(
             f"Segment Anything ({model}) is not on this machine",

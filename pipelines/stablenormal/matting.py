@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from vision3d.backbone.dino import normalise
 from vision3d.errors import InputError, WeightsError
+from vision3d.progress import no_library_bars
 
 if TYPE_CHECKING:
     from vision3d.io.images import Photo
@@ -69,9 +70,10 @@ class Matting:
 
         kind = {"object": "AutoModelForImageSegmentation", "outdoor": "AutoModelForUniversalSegmentation"}
         try:
-            model = getattr(transformers, kind[mode]).from_pretrained(
-                str(source), local_files_only=True, trust_remote_code=trust_remote_code
-            )
+            with no_library_bars():
+                model = getattr(transformers, kind[mode]).from_pretrained(
+                    str(source), local_files_only=True, trust_remote_code=trust_remote_code
+                )
         except (OSError, ValueError, ImportError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WeightsError(

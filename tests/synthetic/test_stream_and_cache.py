@@ -188,7 +188,9 @@ def test_augment_keeps_shape_and_type_and_depends_on_the_generator_only() -> Non
 def test_synthesize_writes_folders_and_a_sheet(tmp_path: Path) -> None:
     from vision3d.synthetic.verb import synthesize
 
-    assert synthesize(tmp_path / "out", count=3, size=(48, 64), seed=30, workers=0) == 0
+    report = synthesize(tmp_path / "out", count=3, size=(48, 64), seed=30, workers=0)
+    assert report.exit_code == 0 and report.to_dict()["images"] == report.rendered == 3
+    assert str(tmp_path / "out" / "sheet.png") in str(report)
     folder = tmp_path / "out" / "000031"
     document = json.loads((folder / "sample.json").read_text())
     want = render_sample(31, (48, 64))

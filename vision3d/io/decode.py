@@ -98,6 +98,11 @@ def _open(data: bytes, label: str) -> Image.Image:
         ) from error
     except (UnidentifiedImageError, TypeError, *UNDECODABLE) as error:
         kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+        if kind == "TIFF":
+            raise InputError(
+                f"{label} is a TIFF that is damaged, or whose kind of samples is not read ({len(data)} bytes)",
+                "give the original file, or convert it to 8 or 16 bits",
+            ) from error
         if kind:
             raise InputError(
                 f"{label} is a {kind} that is damaged or cut off within its header ({len(data)} bytes)",

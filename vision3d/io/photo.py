@@ -72,8 +72,14 @@ class Photo:
 
     @property
     def opaque(self) -> np.ndarray | None:
-        """(H, W) bool: where more than half is covered; None if the image is not transparent anywhere."""
-        return None if self.alpha is None else self._alpha8 > 128
+        """(H, W) bool: where more than half is covered, or all that is, if no more than half is anywhere.
+
+        None if the image is not transparent anywhere.
+        """
+        if self.alpha is None:
+            return None
+        covered = self._alpha8 > 128
+        return covered if covered.any() else self.alpha > 0
 
     @property
     def on_white(self) -> np.ndarray:

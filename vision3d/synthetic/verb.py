@@ -2,7 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SynthesizeReport:
+    """What is there after a run.
+
+    Attributes:
+        folder: that holds it.
+        images: how many.
+        rendered: how many of them just now.
+        overview: picture of the first ones, where there is one.
+    """
+
+    folder: Path
+    images: int
+    rendered: int
+    overview: Path | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process."""
+        return 0
+
+    def __str__(self) -> str:
+        before = f" ({self.images - self.rendered} were there)" if self.rendered < self.images else ""
+        overview = f", overview in {self.overview}" if self.overview else ""
+        return f"{self.images} images in {self.folder}{before}{overview}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "folder": str(self.folder),
+            "images": self.images,
+            "rendered": self.rendered,
+            "overview": None if self.overview is None else str(self.overview),
+        }
 
 
 def synthesize(
@@ -14,7 +52,7 @@ def synthesize(
     shards: bool = False,
     overwrite: bool = False,
     handheld: bool = False,
-) -> int:
+) -> SynthesizeReport:
     """Render images of the procedural world with exact depth, normals, intrinsics and labels.
 
     Writes one folder per seed with image.png, depth.npy (float32 z-depth in metres, inf for sky), normals.npy
@@ -47,7 +85,7 @@ def synthesize(
     import numpy as np
 
     from vision3d.io.files import atomic_path, check_writable, remove_stagings
-    from vision3d.progress import progress, say
+    from vision3d.progress import progress
     from vision3d.synthetic.stream import WorldStream
 
     check_writable(out)
@@ -74,14 +112,13 @@ def synthesize(
     sheet = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
     with atomic_path(out / "sheet.png") as path:
         path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
-    before = f" ({count - written} were there)" if written < count else ""
-    say(f"{count} images in {out}{before}, overview in {out / 'sheet.png'}")
-    return 0
+    return SynthesizeReport(out, count, written, out / "sheet.png")
 
 
-def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int, handheld: bool) -> int:
+def _fill_shards(
+    out: Path, seeds: range, size: tuple[int, int], workers: int, handheld: bool
+) -> SynthesizeReport:
     from vision3d.io.files import check_writable
-    from vision3d.progress import say
     from vision3d.synthetic.cache import ShardCache
 
     check_writable(out)
@@ -90,9 +127,7 @@ def _fill_shards(out: Path, seeds: range, size: tuple[int, int], workers: int, h
         written = cache.fill(seeds, size, workers, handheld)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the same command goes on from the shards in {out}") from None
-    before = f" ({len(seeds) - written} were there)" if written < len(seeds) else ""
-    say(f"{len(seeds)} images in {out}{before}")
-    return 0
+    return SynthesizeReport(out, len(seeds), written)
 
 
 FILES = ("image.png", "semantic.png", "depth.npy", "normals.npy", "ids.npz", "sample.json")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vision3d.errors import InputError, WeightsError
 from vision3d.io.files import staged_folder
+from vision3d.progress import no_library_bars
 
 STEP_PREFIX = "step-"
 
@@ -33,25 +34,11 @@ def export_component(module: nn.Module, folder: Path, dtype: torch.dtype = torch
             raise WeightsError(
                 f"{name} of {folder.name} is not finite in {dtype}", "the training has diverged"
             )
-    with staged_folder(folder, last="config.json") as temporary, _no_library_bars():
+    with staged_folder(folder, last="config.json") as temporary, no_library_bars():
         rounded.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
         config = json.loads((temporary / "config.json").read_text())
         config.pop("_name_or_path", None)  # a path of the machine that trained
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-@contextlib.contextmanager
-def _no_library_bars() -> Iterator[None]:
-    """Without the bars that transformers draws for a file of some kilobytes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

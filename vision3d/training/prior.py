@@ -25,6 +25,7 @@ from vision3d.backbone.schedule import PredictionType, add_noise, ddim_step, ddi
 from vision3d.backbone.vae import SCALING_FACTOR, encode_moments
 from vision3d.errors import InputError, WeightsError
 from vision3d.io.files import atomic_write_json
+from vision3d.progress import no_library_bars
 from vision3d.training.checkpoint import export_component
 from vision3d.training.data import (
     HELD_OUT_SEED,
@@ -663,9 +664,10 @@ def load_module(cls: Any, folder: Path) -> Any:
         module._weight_source = None  # type: ignore[assignment]
         return module.requires_grad_(True)
     try:
-        return cls.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
+        with no_library_bars():
+            return cls.from_pretrained(
+                folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"cannot load {cls.__name__} from {folder}: {first}", "check --init") from error
