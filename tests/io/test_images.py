@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -127,7 +128,11 @@ def test_what_is_seen_of_a_transparent_image(tmp_path: Path) -> None:
     plain = load_photo(pixels)
     assert plain.opaque is None
     np.testing.assert_array_equal(plain.on_white, pixels)
-    Image.fromarray(np.dstack([pixels, alpha // 2])).save(tmp_path / "ghost.png")
+    thin = load_photo(
+        np.dstack([pixels, alpha // 2])
+    )  # where no more than half is covered, what is covered counts
+    np.testing.assert_array_equal(thin.opaque, alpha // 2 > 0)
+    Image.fromarray(np.dstack([pixels, np.zeros_like(alpha)])).save(tmp_path / "ghost.png")
     with pytest.raises(InputError, match=r"ghost\.png is transparent everywhere"):
         load_photo(tmp_path / "ghost.png")
 
@@ -322,6 +327,11 @@ def test_a_photo_stays_a_photo() -> None:
 # ---- what cannot be used
 
 
+def float_tiff() -> bytes:
+    """An intact file of three 32-bit floating channels."""
+    return cv2.imencode(".tif", np.random.default_rng(0).random((40, 60, 3)).astype(np.float32))[1].tobytes()
+
+
 def encoded(kind: str = "JPEG", size: tuple[int, int] = (300, 200), **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture(size[1], size[0])).save(buffer, kind, **options)
@@ -348,6 +358,7 @@ HEIC_HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
         ("magic.jpg", b"\xff\xd8\xff", "cut off within its header"),
         ("header.webp", encoded("WEBP")[:14], "cut off"),
         ("header.tif", encoded("TIFF")[:8], "cut off"),
+        ("float.tif", float_tiff(), "kind of samples is not read"),
         ("dot.png", small_png(1, 1), "1×1 pixels; give an image of at least 16×16"),
         ("line.png", small_png(1, 10000), "1×10000 pixels"),
         ("strip.png", small_png(20, 10000), "strip of 20×10000"),

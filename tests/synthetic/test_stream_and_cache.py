@@ -246,7 +246,7 @@ def test_shards_for_training_are_written_by_the_verb_and_gone_on_with(
     words = ["synthesize", "--shards", "--seed", "30", "--out", str(tmp_path / "scenes"), "--size"]
     assert cli.main([*words, "24", "32", "--count", "3"]) == 0
     assert cli.main([*words, "24", "32", "--count", "6"]) == 0
-    assert "6 images" in capsys.readouterr().err
+    assert "6 images" in capsys.readouterr().out
     cache = ShardCache(tmp_path / "scenes")
     assert cache.seeds().tolist() == list(range(30, 36)) and cache.sizes == [(24, 32)] * 2
     np.testing.assert_array_equal(cache[4].image, render_sample(34, (24, 32)).image)

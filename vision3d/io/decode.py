@@ -100,7 +100,7 @@ def _open(data: bytes, label: str) -> Image.Image:
         kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
         if kind == "TIFF":
             raise InputError(
-                f"{label} is a TIFF that is damaged, or whose kind of samples is not read ({len(data)} bytes)",
+                f"{label} is a TIFF that is damaged or cut off, or whose kind of samples is not read",
                 "give the original file, or convert it to 8 or 16 bits",
             ) from error
         if kind:
