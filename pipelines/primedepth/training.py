@@ -82,6 +82,7 @@ class PrimeDepthRecipe:
         turn: half of the crops are turned in the image plane by about so many degrees.
         max_size: longest side at which photographs are processed with these weights.
         world: (height, width) of scenes that are rendered when there is no cache.
+        steps: of the whole run, where the preset names them.
     """
 
     refiner_channels: int
@@ -112,6 +113,7 @@ class PrimeDepthRecipe:
     world: tuple[int, int] = (480, 640)
     warmup: int = 1000
     ema: float = 0.999
+    steps: int | None = None
 
 
 MINI = PrimeDepthRecipe(
@@ -170,6 +172,16 @@ MINI_DEEP_FINE = replace(
     normal_weight=MINI_DEEP.normal_weight,
 )
 TURN = 9.0
+FULL = PrimeDepthRecipe(
+    refiner_channels=512,
+    head_channels=(128, 256, 512, 512),
+    head_layers=2,
+    head_groups=32,
+    head_dim=64,
+    crops=((512, 512, 16),),
+    lr=5e-5,
+    steps=100_000,
+)
 PRESETS = {
     "mini": MINI,
     # last leg of the mini: more of each photograph, from the first's export
@@ -190,14 +202,10 @@ PRESETS = {
     # the same two for cameras that are held askew
     "mini-askew": replace(MINI_DEEP, turn=TURN),
     "mini-askew-fine": replace(MINI_DEEP_FINE, turn=TURN),
-    "full-pseudo": PrimeDepthRecipe(
-        refiner_channels=512,
-        head_channels=(128, 256, 512, 512),
-        head_layers=2,
-        head_groups=32,
-        head_dim=64,
-        crops=((512, 512, 16),),
-        lr=5e-5,
+    # the published sizes: first on photographs with the depth of another network, then on synthetic scenes
+    "full-pseudo": FULL,
+    "full-synthetic": replace(
+        FULL, crops=((480, 640, 16), (352, 1216, 16)), scale=(0.7, 1.0), world=(480, 1216), steps=25_000
     ),
 }
 

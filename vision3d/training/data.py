@@ -67,14 +67,19 @@ class RenderedWorld:
 
 
 def open_source(
-    data: Path | None, size: tuple[int, int] = (160, 160), *, held_out: bool = False
+    data: Path | None,
+    size: tuple[int, int] = (160, 160),
+    *,
+    held_out: bool = False,
+    pictures: Sequence[str] | None = None,
 ) -> SampleSource:
-    """The rendered cache in ``data``, or the world rendered on the fly when it is None.
+    """The rendered cache or the photographs in ``data``, or the world rendered on the fly when it is None.
 
     Args:
-        data: folder of shards.
+        data: folder of shards, or of photographs as :mod:`vision3d.training.pictures` says.
         size: height and width of what is rendered.
         held_out: scenes that no training may see are welcome.
+        pictures: fields that the task reads of a sample, if photographs can have them; None for tasks that need more.
 
     Raises:
         InputError: the folder is missing, is no cache, is empty or damaged, or holds held-out scenes.
@@ -94,7 +99,18 @@ def open_source(
             "`vision3d synthesize --shards` with its seeds renders it again; or remove it",
         )
     if len(source) == 0:
-        raise InputError(f"the cache {data} holds no samples", "render some first")
+        from vision3d.training.pictures import PictureFolder
+
+        photos = PictureFolder(data, tuple(pictures or ()))
+        if pictures is not None and len(photos):
+            return photos
+        if len(photos):
+            raise InputError(
+                f"{data} holds photographs, where this task needs rendered scenes",
+                "make some with `vision3d synthesize --shards`",
+            )
+        hint = " or give photographs with labels beside them" if pictures is not None else ""
+        raise InputError(f"the folder {data} holds no samples", f"render some first{hint}")
     if not held_out and (last := int(source.seeds().max())) >= HELD_OUT_SEED:
         raise InputError(
             f"{data} holds scene {last}, which is for evaluation", f"train on seeds below {HELD_OUT_SEED}"

@@ -85,7 +85,8 @@ class DenseTask(Task):
     @override
     def from_options(cls, options: TaskOptions) -> Self:
         recipe = preset(cls.presets, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, recipe.world), options)
+        labels = None if "K" in cls.fields else cls.fields  # photographs have no known lens
+        return cls(recipe, open_source(options.data, recipe.world, pictures=labels), options)
 
     @override
     def recipe(self) -> dict[str, Any]:
@@ -180,8 +181,10 @@ class CaptionedTask(DenseTask):
 
 
 def recipe_settings(recipe: Any) -> dict[str, Any]:
-    """The trainer's settings of a recipe that names ``lr``, ``warmup`` and ``ema``."""
-    return {"lr": recipe.lr, "warmup": recipe.warmup, "ema": recipe.ema, "weight_decay": 1e-2}
+    """The trainer's settings of a recipe that names ``lr``, ``warmup`` and ``ema``, and may name ``steps``."""
+    settings = {"lr": recipe.lr, "warmup": recipe.warmup, "ema": recipe.ema, "weight_decay": 1e-2}
+    steps = getattr(recipe, "steps", None)
+    return settings if steps is None else {**settings, "steps": steps}
 
 
 def depth_picture(

@@ -143,7 +143,8 @@ class PriorVaeTask(Task):
     @override
     def from_options(cls, options: TaskOptions) -> PriorVaeTask:
         recipe = preset(VAE_PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, (recipe.world, recipe.world)), options)
+        source = open_source(options.data, (recipe.world, recipe.world), pictures=("image", "caption"))
+        return cls(recipe, source, options)
 
     @override
     def recipe(self) -> dict[str, Any]:
@@ -378,7 +379,8 @@ class PriorUnetTask(Task):
     @override
     def from_options(cls, options: TaskOptions) -> PriorUnetTask:
         recipe = preset(UNET_PRESETS, options.preset, cls.name)
-        return cls(recipe, open_source(options.data, (recipe.world, recipe.world)), options)
+        source = open_source(options.data, (recipe.world, recipe.world), pictures=("image", "caption"))
+        return cls(recipe, source, options)
 
     @override
     def recipe(self) -> dict[str, Any]:

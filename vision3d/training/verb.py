@@ -97,7 +97,8 @@ def train(
         out: output folder.
         preset: "mini" for two CPU cores and minutes, "full..." for the published sizes and recipe, where there are
             any; an unknown name lists them.
-        data: folder of rendered scenes; without it they are rendered while training.
+        data: folder of rendered scenes, or of photographs with depth or normals beside them (see docs/training.md);
+            without it scenes are rendered while training.
         init: weights to start from: a folder, e.g. the export of the task before, "mini" (the method's embedded ones),
             or a pulled name.
         steps: optimiser steps of the whole run, counted over resumptions.

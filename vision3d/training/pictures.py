@@ -1,0 +1,183 @@
+"""A person's own photographs with depth, normals or neither, to train on.
+
+In a folder, nested or not, beside each photograph ``NAME.jpg`` (or ``.png``, ``.tif``, ``.webp``) may lie
+
+- ``NAME_depth.npy``: z-depth in metres, (H, W) floating point; 0 or NaN where it is unknown, infinite for sky;
+- ``NAME_depth.png``: the same as 16-bit grey, in millimetres, 0 where it is unknown;
+- ``NAME_inverse.npy``: inverse depth up to scale and shift, as another network predicts it; NaN where it is unknown;
+- ``NAME_normals.npy``: (H, W, 3) unit vectors in the OpenCV camera frame, towards the camera; 0 where there is none;
+- ``NAME_classes.png``: 8-bit grey, indices of ADE20K's 150 classes, 255 for none;
+- ``NAME.txt``: a caption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision3d.errors import InputError
+
+DEPTHS = ("_depth.npy", "_depth.png", "_inverse.npy")
+NORMALS, CLASSES = "_normals.npy", "_classes.png"
+LABELS = (*DEPTHS, NORMALS, CLASSES)
+NONE = 255
+"""Class of an unlabelled pixel."""
+FLOOR = 0.01
+"""What the farthest inverse depth becomes where the nearest is 1: no depth is infinite that is only far."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One photograph and what is known of it; the attributes are those of a rendered ``Sample``.
+
+    ``depth`` is 0 and ``normals`` are zero where they are unknown. ``K`` has square pixels and is otherwise nominal.
+    """
+
+    image: np.ndarray  # (H, W, 3) uint8
+    depth: np.ndarray  # (H, W) float32, metres, or in an unknown unit
+    normals: np.ndarray  # (H, W, 3) float32
+    semantic: np.ndarray  # (H, W) uint8
+    K: np.ndarray  # (3, 3)
+    caption: str
+
+
+@dataclass
+class PictureFolder:
+    """Photographs of a folder that have at least one of the wanted labels.
+
+    Args:
+        folder: searched with all below it.
+        wanted: fields of a batch; photographs without any label of these are left out.
+    """
+
+    folder: Path
+    wanted: tuple[str, ...]
+    files: list[Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        from vision3d.io.images import IMAGE_SUFFIXES
+
+        photos = (
+            path
+            for path in sorted(self.folder.rglob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(LABELS)
+        )
+        self.files = [path for path in photos if self._is_labelled(path)]
+
+    def _is_labelled(self, photo: Path) -> bool:
+        labels = {"depth": DEPTHS, "normals": (NORMALS,)}
+        asked = [end for name in self.wanted for end in labels.get(name, ())]
+        return not asked or any(_beside(photo, end).is_file() for end in asked)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def caption(self, position: int) -> str:
+        """What the text beside a photograph says; empty without one."""
+        file = self.files[position].with_suffix(".txt")
+        return " ".join(file.read_text(encoding="utf-8").split()) if file.is_file() else ""
+
+    def __getitem__(self, position: int) -> Picture:
+        from vision3d.io.photo import load_photo
+
+        photo = self.files[position]
+        image = load_photo(photo).rgb8
+        depth = _depth(photo)
+        normals = _array(_beside(photo, NORMALS), 3)
+        classes = _grey(_beside(photo, CLASSES), np.uint8)
+        known = [values for values in (depth, normals, classes) if values is not None]
+        size = known[0].shape[:2] if known else image.shape[:2]
+        if other := [values.shape[:2] for values in known if values.shape[:2] != size]:
+            raise InputError(
+                f"labels of {photo} are {size[1]}x{size[0]} and {other[0][1]}x{other[0][0]}", "give one size"
+            )
+        if abs(size[0] * image.shape[1] - size[1] * image.shape[0]) > 0.02 * size[1] * image.shape[0]:
+            raise InputError(
+                f"{photo} is {image.shape[1]}x{image.shape[0]}, its labels {size[1]}x{size[0]}",
+                "give labels of the photograph's shape",
+            )
+        if image.shape[:2] != size:
+            import cv2
+
+            smaller = size[0] < image.shape[0]
+            image = cv2.resize(
+                image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+            )
+        focal = float(max(size))
+        return Picture(
+            image,
+            np.zeros(size, np.float32) if depth is None else depth,
+            np.zeros((*size, 3), np.float32) if normals is None else np.nan_to_num(normals),
+            np.full(size, NONE, np.uint8) if classes is None else classes,
+            np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1.0]]),
+            self.caption(position),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Their number and a checksum of names and sizes, for the record of a training; no paths."""
+        digest = hashlib.sha256()
+        for photo in self.files:
+            for path in (photo, *(_beside(photo, end) for end in LABELS)):
+                if path.is_file():
+                    name = path.relative_to(self.folder).as_posix()
+                    digest.update(f"{name}|{path.stat().st_size}|".encode())
+        return {"source": "photographs", "samples": len(self), "sha256": digest.hexdigest()}
+
+
+def _beside(photo: Path, end: str) -> Path:
+    return photo.with_name(photo.stem + end)
+
+
+def _array(file: Path, channels: int) -> np.ndarray | None:
+    """A stored map (H, W) or (H, W, channels) as float32, or None where there is none."""
+    if not file.is_file():
+        return None
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file} cannot be read", "write it with numpy.save") from error
+    shape = values.shape[2:] if channels > 1 else ()
+    if values.dtype.kind != "f" or values.ndim != 2 + len(shape) or shape not in ((), (channels,)):
+        raise InputError(
+            f"{file} holds {values.dtype} of shape {values.shape}",
+            f"give floating point of shape (H, W{f', {channels}' if channels > 1 else ''})",
+        )
+    if (channels > 1) != bool(shape):
+        raise InputError(f"{file} has shape {values.shape}", f"give (H, W, {channels})")
+    return values.astype(np.float32)
+
+
+def _grey(file: Path, kind: type) -> np.ndarray | None:
+    if not file.is_file():
+        return None
+    import cv2
+
+    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 2 or values.dtype != kind:
+        raise InputError(
+            f"{file} is no grey picture of {8 * np.dtype(kind).itemsize} bits", "write it as such a PNG"
+        )
+    return values
+
+
+def _depth(photo: Path) -> np.ndarray | None:
+    """Depth (H, W) float32, 0 where it is unknown, or None for a photograph without."""
+    metres = _array(_beside(photo, DEPTHS[0]), 1)
+    if metres is not None:
+        return np.where(metres > 0, metres, 0)  # NaN is not above 0
+    millimetres = _grey(_beside(photo, DEPTHS[1]), np.uint16)
+    if millimetres is not None:
+        return millimetres.astype(np.float32) / 1000
+    inverse = _array(_beside(photo, DEPTHS[2]), 1)
+    if inverse is None:
+        return None
+    known = np.isfinite(inverse)
+    if not known.any() or np.ptp(inverse[known]) == 0:
+        return np.zeros_like(inverse)
+    low, high = inverse[known].min(), inverse[known].max()
+    share = np.where(known, (inverse - low) / (high - low), 0)
+    return np.where(known, 1 / (FLOOR + share), 0).astype(np.float32)
