@@ -268,6 +268,6 @@ def tower_apart(path: Path, given: str | Path | None = None) -> Path | None:
 
     if given is not None:
         return resolve(TOWER, given)[0]
-    if has_text_tower(path) or registry.pulled(TOWER) is None:
+    if registry.pulled(TOWER) is None or has_text_tower(path):
         return None
     return registry.entry(TOWER)

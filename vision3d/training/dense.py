@@ -50,7 +50,7 @@ PITCH = 8 // CELL
 class DenseTask(Task):
     """A task over crops (height, width, images) that its recipe lists.
 
-    A recipe has ``crops``, ``scale``, ``photometric``, ``turn``, ``world``, ``lr``, ``warmup`` and ``ema``.
+    A recipe has ``crops``, ``scale``, ``photometric``, ``world``, ``lr``, ``warmup``, ``ema``, and maybe ``turn``.
 
     Args:
         recipe: sizes and training.
@@ -106,7 +106,7 @@ class DenseTask(Task):
                 fields=self.fields,
                 scale=self._recipe.scale,
                 photometric=self._recipe.photometric,
-                turn=self._recipe.turn,
+                turn=getattr(self._recipe, "turn", 0.0),
             )
             for i, (height, width, count) in enumerate(self._recipe.crops)
         ]
