@@ -159,9 +159,9 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             WeightsError: missing, damaged or foreign weights.
             InputError: an unknown argument.
         """
-        components = cls.components_among(components)
         from vision3d.weights import resolve
 
+        components = cls.components_among(components)
         place = resolve_device(device)
         dtype = resolve_dtype(torch_dtype if torch_dtype is not None else "auto", place)
         path, name = resolve("primedepth", pretrained_model_name_or_path)
@@ -169,9 +169,10 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
             networks: dict[str, Any] = dict(load_networks(path, config, dtype=dtype))
         else:
             networks = cls._from_folder(path, dtype)
-        tower = None
-        if not isinstance(components.get("text_encoder"), nn.Module):
-            tower = tower_apart(path, components.pop("text_encoder", None))
+        tower, given = None, components.get("text_encoder")
+        if "text_encoder" not in components or isinstance(given, (str, Path)):
+            components.pop("text_encoder", None)
+            tower = tower_apart(path, given)
             if tower is not None:
                 networks["text_encoder"] = load_text_tower(tower, dtype=dtype, load=False)
         networks.update(components)
