@@ -45,7 +45,8 @@ def locate(source: str | Path) -> tuple[Path, str]:
     """The file or folder that a person means, and the name it goes by in provenance; nothing is downloaded.
 
     Args:
-        source: a name of the manifest, a file or a folder, or a repository in the cache of huggingface_hub.
+        source: a name of the manifest, a file or a folder, or a repository (pulled, or in the cache of
+            huggingface_hub).
 
     Raises:
         WeightsError: nothing there, not pulled, or damaged since; it names where the weights can be had.
@@ -61,17 +62,21 @@ def locate(source: str | Path) -> tuple[Path, str]:
         return registry.entry(name), record.label
     if path.exists():
         return path, path.name
+    published = [c for c in manifest().checkpoints.values() if name in c.repositories]
+    for checkpoint in published:
+        record = registry.pulled(checkpoint.name)
+        if record is not None:
+            return registry.entry(checkpoint.name), record.label
     snapshot = hub.cached_snapshot(name)
     if snapshot is not None:
-        return snapshot, f"{name}@{snapshot.name[:8]}"
-    published = [c for c in manifest().checkpoints.values() if name in (c.repo, *c.mirrors, *c.withdrawn)]
+        return snapshot, f"{name}@{(snapshot if snapshot.is_dir() else snapshot.parent).name[:8]}"
     if published:
         pulls = " or ".join(f"`vision3d weights pull {c.name}`" for c in published)
         repos = ", ".join(dict.fromkeys(repo for c in published for repo in (c.repo, *c.mirrors)))
         raise WeightsError(f"{name}: not on this machine", f"{pulls} gets it from {repos}")
     raise WeightsError(
         f"{source}: no such weights",
-        "give a checkpoint file, a folder, 'mini', or a name that `vision3d weights list` shows",
+        "give a checkpoint file, a folder, or a name that `vision3d weights list` shows",
     )
 
 

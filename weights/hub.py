@@ -17,7 +17,7 @@ from typing import Any
 
 from vision3d.errors import WeightsError
 from vision3d.io.files import as_output_error
-from vision3d.weights.manifest import Checkpoint, is_plain_path
+from vision3d.weights.manifest import WEIGHT_SUFFIXES, Checkpoint, is_plain_path
 
 
 def is_offline() -> bool:
@@ -110,13 +110,25 @@ def cached_files(checkpoint: Checkpoint, repo: str) -> Listing:
 
 
 def cached_snapshot(repo: str) -> Path | None:
-    """Folder of a repository in huggingface_hub's cache; None if it is not there. Asks nobody."""
+    """What a loader is given of a repository in huggingface_hub's cache; None if it is not there. Asks nobody.
+
+    Returns:
+        its folder, or its one weight file where no configuration lies in it.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, local_files_only=True))
-    except (OSError, ValueError):  # not there, or no name of a repository
-        return None
+        folder = Path(snapshot_download(repo, local_files_only=True))
+    except (OSError, ValueError) as error:  # not there, not all of it, or no name of a repository
+        part = getattr(error, "snapshot_path", None)
+        if part is None:
+            return None
+        folder = Path(part)
+    if any(folder.rglob("*config.json")) or (folder / "model_index.json").is_file():
+        return folder
+    weights = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
+    safe = [path for path in weights if path.suffix == ".safetensors"]
+    return (safe or weights)[0] if weights else folder
 
 
 def _all_there(checkpoint: Checkpoint, repo: str, paths: list[str]) -> None:

@@ -98,6 +98,11 @@ class Checkpoint:
         return self.page if self.kind == "hand" else urlsplit(self.files[0].url).netloc
 
     @property
+    def repositories(self) -> tuple[str, ...]:
+        """Where it is or was published on the hub, under any of its names."""
+        return (self.repo, *self.mirrors, *(name.partition(" ")[0].rstrip(":") for name in self.withdrawn))
+
+    @property
     def web_page(self) -> str:
         """Where a person finds it in a browser."""
         if self.kind == "hf":

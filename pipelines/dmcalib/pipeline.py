@@ -247,9 +247,7 @@ class DMCalib(Residency):
             if dtype is not None:
                 fitting = dtype if name.endswith("unet") else loading.pixel_dtype(dtype)
                 setattr(self, name, cast(network, fitting or dtype))
-            network = getattr(self, name)
-            loading.load_weights(network)
-            network.to(device=device)
+            loading.load_weights(getattr(self, name), self._device if device is None else device)
         self._device = next(self.unet.parameters()).device
         return self
 

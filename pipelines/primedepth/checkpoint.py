@@ -32,11 +32,11 @@ from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefine
 
 UNET, VAE, LABELLER, TEXT = "model.diffusion_model.", "first_stage_model.", "labeller.", "cond_stage_model."
 IN_PIXELS = ("vae", "depth_head")
+"""Networks whose 16 bits would show in the result."""
 UNUSED = ("decoder", "post_quant_conv")
 """Parts of the autoencoder that files may lack."""
 TOWER = "openclip-vit-h-14"
 """The manifest's name of the text tower for checkpoints that have none."""
-"""Networks whose 16 bits would show in the result."""
 HEADS = {"depth": LABELLER + "depth_predictor.", "segmentation": LABELLER + "label_predictor."}
 
 
@@ -268,6 +268,9 @@ def tower_apart(path: Path, given: str | Path | None = None) -> Path | None:
 
     if given is not None:
         return resolve(TOWER, given)[0]
-    if registry.pulled(TOWER) is None or has_text_tower(path):
+    try:
+        if registry.pulled(TOWER) is None or has_text_tower(path):
+            return None
+    except WeightsError:  # a damaged one is told of when a prompt needs it
         return None
     return registry.entry(TOWER)

@@ -31,14 +31,10 @@ def locate(name: str | Path) -> Path:
     """
     from vision3d import weights
     from vision3d.weights import registry
-    from vision3d.weights.hub import cached_snapshot
     from vision3d.weights.manifest import manifest
 
-    if str(name) in manifest() and registry.pulled(str(name)) is None:
-        cached = cached_snapshot(manifest()[str(name)].repo)
-        if cached is not None:
-            return cached
-    return weights.locate(name)[0]
+    known = str(name) in manifest() and registry.pulled(str(name)) is None
+    return weights.locate(manifest()[str(name)].repo if known else name)[0]
 
 
 def median_deviation(values: np.ndarray) -> tuple[float, float]:

@@ -58,5 +58,8 @@ class DepthOptions:
         from vision3d.prediction import Provenance
 
         settings = asdict(self)
+        for name in ("second_opinion_sha256", "text_encoder_sha256"):
+            if settings[name] is None:  # results from before these were told apart stay finished
+                del settings[name]
         seed = settings.pop("seed")
         return Provenance("PrimeDepth", weights, weights_sha256, settings, seed)

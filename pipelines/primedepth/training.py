@@ -82,7 +82,7 @@ class PrimeDepthRecipe:
         turn: half of the crops are turned in the image plane by about so many degrees.
         max_size: longest side at which photographs are processed with these weights.
         world: (height, width) of scenes that are rendered when there is no cache.
-        steps: of the whole run, where the preset names them.
+        train_steps: of the whole run, where the preset names them.
     """
 
     refiner_channels: int
@@ -113,7 +113,7 @@ class PrimeDepthRecipe:
     world: tuple[int, int] = (480, 640)
     warmup: int = 1000
     ema: float = 0.999
-    steps: int | None = None
+    train_steps: int | None = None
 
 
 MINI = PrimeDepthRecipe(
@@ -180,7 +180,7 @@ FULL = PrimeDepthRecipe(
     head_dim=64,
     crops=((512, 512, 16),),
     lr=5e-5,
-    steps=100_000,
+    train_steps=100_000,
 )
 PRESETS = {
     "mini": MINI,
@@ -205,7 +205,7 @@ PRESETS = {
     # the published sizes: first on photographs with the depth of another network, then on synthetic scenes
     "full-pseudo": FULL,
     "full-synthetic": replace(
-        FULL, crops=((480, 640, 16), (352, 1216, 16)), scale=(0.7, 1.0), world=(480, 1216), steps=25_000
+        FULL, crops=((480, 640, 16), (352, 1216, 16)), scale=(0.7, 1.0), world=(480, 1216), train_steps=25_000
     ),
 }
 

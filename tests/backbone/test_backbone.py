@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.backends.cuda import flash_sdp_enabled
 
 from vision3d.backbone import Backbone, loading
 from vision3d.backbone.featurecache import FeatureCache
@@ -61,13 +63,22 @@ def test_a_tap_may_be_asked_for_by_two_names(backbone, subject):
     assert torch.equal(found["s5"].tensor, found["u0r1"].tensor)
 
 
-def test_plain_attention_gives_the_same_features(subject):
+def test_plain_attention_gives_the_same_features(subject, tmp_path):
     latents, context = subject
-    plain, fast = (
-        Backbone.from_pretrained(PRIOR, device="cpu", attn=attn).features(latents, 100, context, taps=("s3",))
-        for attn in ("math", "auto")
-    )
-    torch.testing.assert_close(plain["s3"].tensor, fast["s3"].tensor, atol=1e-4, rtol=1e-4)
+    found, fused = {}, {}
+    for attn in ("math", "auto"):
+        backbone = Backbone.from_pretrained(
+            PRIOR, device="cpu", attn=attn, feature_cache=FeatureCache(tmp_path) if attn == "math" else None
+        )
+        asked = []
+        first = backbone.sd.unet.down_blocks[0].resnets[0]
+        seen = first.register_forward_hook(lambda *_, asked=asked: asked.append(flash_sdp_enabled()))
+        found[attn] = backbone.features(latents, 100, context, taps=("s3",))["s3"].tensor
+        seen.remove()
+        fused[attn] = asked
+    assert fused == {"math": [False], "auto": [True]}
+    assert not list(tmp_path.rglob("*.safetensors"))  # nothing to be taken for the other's later
+    torch.testing.assert_close(found["math"], found["auto"], atol=1e-4, rtol=1e-4)
 
 
 def test_features_on_disk_cost_no_reading_of_weights(subject, tmp_path, monkeypatch):
@@ -105,7 +116,32 @@ def test_weights_are_found_in_the_hubs_cache_and_nothing_is_fetched(tmp_path, mo
     assert Backbone.from_pretrained("foo/sd", device="cpu").sd.source == snapshot
 
 
-@pytest.mark.parametrize("name", ["stabilityai/stable-diffusion-2-1", "runwayml/stable-diffusion-v1-5"])
+def test_a_repository_of_one_file_is_that_file_and_a_pulled_one_goes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--foo--one"
+    snapshot = repository / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "README.md").write_text("")
+    (snapshot / "model.ckpt").write_bytes(b"x")
+    assert locate("foo/one") == (snapshot / "model.ckpt", "foo/one@01234567")
+    monkeypatch.setattr(
+        "vision3d.weights.registry.pulled",
+        lambda name: SimpleNamespace(label="label") if name == "sd21" else None,
+    )
+    monkeypatch.setattr("vision3d.weights.registry.entry", lambda name: tmp_path / name)
+    assert locate("stabilityai/stable-diffusion-2-1") == (tmp_path / "sd21", "label")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stabilityai/stable-diffusion-2-1-base",
+        "stabilityai/stable-diffusion-2-1",
+        "runwayml/stable-diffusion-v1-5",
+    ],
+)
 def test_withdrawn_repositories_lead_to_their_mirrors(name):
     with pytest.raises(
         WeightsError, match=r"not on this machine; `vision3d weights pull sd.*` gets it from [\w-]+/"

@@ -200,7 +200,9 @@ def test_two_pipelines_share_networks_and_encode_an_image_once(model: PrimeDepth
     assert cache.misses == misses and not calls
 
 
-def test_a_cast_leaves_other_pipelines_alone_and_lasts(model: PrimeDepth, narrow_file: Path) -> None:
+def test_a_cast_leaves_other_pipelines_alone_and_lasts(
+    model: PrimeDepth, narrow_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image, before = picture(seed=5), model.unet
     expected = model(image).depth
     for memory in ("auto", "1M"):
@@ -213,10 +215,17 @@ def test_a_cast_leaves_other_pipelines_alone_and_lasts(model: PrimeDepth, narrow
         assert first.provenance.settings["dtype"] == "bfloat16"
         assert np.corrcoef(first.depth.ravel(), expected.ravel())[0, 1] > 0.99
         assert np.array_equal(model(image).depth, expected)
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "vision3d.backbone.residency.loading.load_weights", lambda _, place=None, *__: asked.append(place)
+    )
+    half.to(torch.float16)
+    assert set(asked) == {torch.device("cpu")}  # where it ran before, not where the file was read
+    monkeypatch.undo()
     again = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu")
     assert again.unet is model.unet and np.array_equal(again(image).depth, expected)
     other = PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu").to(dtype=torch.bfloat16)
-    assert other.unet is half.unet
+    assert other.unet.dtype == torch.bfloat16
     # a network that somebody casts in place is nobody else's any more
     again.unet.double()
     assert PrimeDepth.from_pretrained(narrow_file, config=NARROW, device="cpu").unet.dtype == torch.float32
@@ -317,7 +326,7 @@ def test_weights_without_a_tower_take_the_pulled_one_and_say_so(
         # known before any network is loaded, so that a repeated run with another tower does not skip
         assert tower_apart(bare) == tower
     given = load(text_encoder=model.text_encoder)(picture())
-    assert given.provenance.settings["text_encoder_sha256"] is None
+    assert "text_encoder_sha256" not in given.provenance.settings
     assert load(text_encoder=None).text_encoder is None
 
 

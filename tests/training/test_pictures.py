@@ -8,11 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from vision3d import cli
 from vision3d.errors import InputError
 from vision3d.training.data import open_source
-from vision3d.training.pictures import FLOOR, PictureFolder
+from vision3d.training.pictures import FLOOR, NEAREST, PictureFolder
 
 SIZE = (90, 120)
 
@@ -50,8 +51,8 @@ def test_every_kind_of_label_is_read(tmp_path):
     assert a.depth[0, :3].tolist() == [0, 0, np.inf] and a.depth[1, 0] == pytest.approx(metres[1, 0])
     assert a.caption == source.caption(0) == "a red kitchen" and b.caption == ""
     assert (b.depth == 2.5).all() and (b.normals == 0).all() and (b.semantic == 255).all()
-    assert (c.depth[5] == 0).all() and c.depth[0, 0] == pytest.approx(1 / FLOOR)
-    assert c.depth[-1, -1] == pytest.approx(1 / (1 + FLOOR))
+    assert (c.depth[5] == 0).all() and c.depth[0, 0] == pytest.approx(NEAREST / FLOOR)
+    assert c.depth[-1, -1] == pytest.approx(NEAREST / (1 + FLOOR))
     (d,) = (sample for sample in PictureFolder(tmp_path, ("image", "normals")))
     assert (d.normals == [0, 0, -1]).all() and (d.semantic == 7).all()
     assert len(PictureFolder(tmp_path, ("image",))) == 5
@@ -85,8 +86,49 @@ def test_labels_that_do_not_fit_are_named(tmp_path, name, label, words):
         np.save(tmp_path / name, label)
     else:
         cv2.imwrite(str(tmp_path / name), label)
+    sample = PictureFolder(tmp_path, ("depth", "normals"))[0]
     with pytest.raises(InputError, match=words):
-        PictureFolder(tmp_path, ("depth", "normals"))[0]
+        [getattr(sample, name) for name in ("image", "depth", "normals")]
+
+
+def test_only_what_is_wanted_is_read(tmp_path):
+    photo(tmp_path / "a.png", (180, 240))
+    np.save(tmp_path / "a_depth.npy", ramp())
+    normals = np.zeros((45, 60, 3), np.float32)
+    np.save(tmp_path / "a_normals.npy", normals)
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    assert PictureFolder(tmp_path, ("image",))[0].image.shape == (180, 240, 3)
+    assert PictureFolder(tmp_path, ("image", "normals"))[0].image.shape == (45, 60, 3)
+    sample = PictureFolder(tmp_path, ("image", "depth"))[0]
+    assert sample.depth.shape == SIZE
+    with pytest.raises(InputError, match="60x45"):
+        _ = sample.normals
+    with pytest.raises(InputError, match="UTF-8"):
+        _ = sample.caption
+
+
+def test_hidden_files_and_galleries_are_no_photographs(tmp_path):
+    photo(tmp_path / "._a.png")
+    photo(tmp_path / ".cache" / "b.png")
+    (tmp_path / "folder.png").mkdir()
+    assert len(PictureFolder(tmp_path, ("image",))) == 0
+    photo(tmp_path / "gallery" / "000001" / "image.png")
+    (tmp_path / "gallery" / "000001" / "sample.json").write_text("{}")
+    with pytest.raises(InputError, match="--shards"):
+        PictureFolder(tmp_path / "gallery", ("image",))
+
+
+def test_inverse_depth_without_a_unit_does_not_count_as_metres(tmp_path):
+    from vision3d.training.losses import aligned_absrel, inverse_depth
+
+    np.save(photo(tmp_path / "a.png").with_name("a_inverse.npy"), ramp())
+    depth = torch.from_numpy(PictureFolder(tmp_path, ("depth",))[0].depth)[None]
+    inverse, valid = inverse_depth(depth, "far")
+    assert valid.all() and inverse.unique().numel() > 1000
+    prediction = torch.randn(inverse.shape, requires_grad=True)
+    loss = aligned_absrel(prediction, inverse, valid)
+    loss.backward()
+    assert loss == 0 and (prediction.grad == 0).all()
 
 
 def test_tasks_that_need_more_refuse_photographs(tmp_path):
@@ -111,8 +153,10 @@ def test_depth_is_trained_on_photographs(tmp_path):
 
 def test_the_published_sizes_name_their_lengths():
     from vision3d.pipelines.primedepth.training import PRESETS
+    from vision3d.pipelines.stablenormal.training import PRESETS as NORMALS
     from vision3d.training.dense import recipe_settings
 
     assert recipe_settings(PRESETS["full-pseudo"])["steps"] == 100_000
     assert recipe_settings(PRESETS["full-synthetic"])["steps"] == 25_000
     assert "steps" not in recipe_settings(PRESETS["mini"])
+    assert not any("steps" in recipe_settings(recipe) for recipe in NORMALS.values())

@@ -91,7 +91,7 @@ class Backbone:
             turn comes and lets it go after. ``auto`` is ``balanced``; a number of bytes (or ``6.5G``) takes ``low``
             when the networks do not fit it.
         feature_cache: keep features on disk (fp16).
-        attn: ``auto`` takes the fastest attention, ``math`` the plain one, to compare with.
+        attn: ``auto`` takes the fastest attention, ``math`` the plain one, to compare with (nothing is cached).
     """
 
     def __init__(
@@ -211,13 +211,6 @@ class Backbone:
             raise ResourceError(f"this backbone has no {name}", f"load it with a {name}")
         return network
 
-    def _use(self, network: nn.Module) -> None:
-        loading.load_weights(network, self.device)
-
-    def _done(self, network: nn.Module) -> None:
-        if self.tier == "low":
-            loading.release_weights(network)
-
     @contextmanager
     def running(self, what: Literal["unet", "vae", "dino"]) -> Iterator[Any]:
         """One of the networks, on its device inside; let go of after in the ``low`` tier.
@@ -226,12 +219,13 @@ class Backbone:
             ResourceError: this backbone has none.
         """
         network = self._held(what)
-        self._use(network)
+        loading.load_weights(network, self.device)
         try:
             with sdpa_kernel(SDPBackend.MATH) if self.attn == "math" else nullcontext():
                 yield network
         finally:
-            self._done(network)
+            if self.tier == "low":
+                loading.release_weights(network)
 
     # ------------------------------------------------------------------ stages
 
@@ -325,20 +319,18 @@ class Backbone:
             raise InputError(f"ensemble of {ensemble}", "give 1 or more")
 
         def compute() -> dict[str, Tensor]:
-            self._use(unet)
             total: dict[str, Tensor] = {}
-            for member in range(ensemble):
-                drawn = self._noise(noise, latents, member)
-                noisy = latents if drawn is None else add_noise(latents, drawn, t)
-                for name, value in read_taps(
-                    unet, noisy, t, cond.to(latents), names, time_add=time_add
-                ).items():
-                    total[name] = value if name not in total else total[name] + value
-            self._done(unet)
+            with self.running("unet"):
+                for member in range(ensemble):
+                    drawn = self._noise(noise, latents, member)
+                    noisy = latents if drawn is None else add_noise(latents, drawn, t)
+                    found = read_taps(unet, noisy, t, cond.to(latents), names, time_add=time_add)
+                    for name, value in found.items():
+                        total[name] = value if name not in total else total[name] + value
             return {name: value / ensemble for name, value in total.items()}
 
         # On disk only what a later process can tell: a network without a file is nobody there.
-        cacheable = isinstance(noise, str) and has_file(unet)
+        cacheable = isinstance(noise, str) and has_file(unet) and self.attn == "auto"
         if cacheable and self.feature_cache is not None:
             key = FeatureKey(
                 image=image_sha256(latents),

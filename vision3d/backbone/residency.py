@@ -110,15 +110,16 @@ class DiffusersResidency(Residency):
         """Moves (and casts) every network, as ``DiffusionPipeline.to`` does; those of other pipelines are not cast."""
         dtype = kwargs.pop("dtype", None) or next((a for a in args if isinstance(a, torch.dtype)), None)
         places = [a for a in args if not isinstance(a, torch.dtype)]
+        moves = bool(places or kwargs)
         for name, network in self.components.items():
             if isinstance(network, nn.Module):
                 if dtype is not None:
                     fitting = loading.pixel_dtype(dtype) if name in self.pixel_networks else dtype
                     setattr(self, name, cast(network, fitting or dtype))
-                loading.load_weights(getattr(self, name))
-        if places or kwargs:
+                loading.load_weights(getattr(self, name), None if moves else self._device)
+        if moves:
             super().to(*places, **kwargs)  # type: ignore[misc]
-        self._device = self.unet.device
+            self._device = self.unet.device
         return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -149,8 +149,12 @@ def _expand(source: Any, recursive: bool) -> list[tuple[str, Any]]:
     return [(_stem(path), path)]
 
 
-def _expand_folder(folder: Path, recursive: bool) -> list[tuple[str, Any]]:
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+def usable_files(folder: Path, suffixes: Collection[str], *, recursive: bool = True) -> list[Path]:
+    """Files of these suffixes in a folder, none of them hidden, numbers in their names in order.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
 
     def usable(path: Path) -> bool:
         parts = path.relative_to(folder).parts
@@ -160,17 +164,22 @@ def _expand_folder(folder: Path, recursive: bool) -> list[tuple[str, Any]]:
 
     try:
         found = [p for p in (folder.rglob("*") if recursive else folder.iterdir()) if usable(p)]
-        nested = not found and not recursive and any(usable(p) for p in folder.rglob("*"))
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror})", "check its permissions") from error
+    return sorted(found, key=lambda p: natural_key(p.relative_to(folder)))
+
+
+def _expand_folder(folder: Path, recursive: bool) -> list[tuple[str, Any]]:
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found = usable_files(folder, suffixes, recursive=recursive)
     if not found:
+        nested = not recursive and bool(usable_files(folder, suffixes))
         hint = (
             "its subfolders do: use --recursive"
             if nested
             else "give a folder with JPEG, PNG, … or video files"
         )
         raise InputError(f"{folder} holds no images or videos", hint)
-    found.sort(key=lambda p: natural_key(p.relative_to(folder)))
     return [((p.relative_to(folder).parent / _stem(p)).as_posix(), p) for p in found]
 
 

@@ -209,7 +209,7 @@ class ShardCache:
                 "kinds": kinds,
             }
             (work / "meta.json").write_text(json.dumps(meta))
-            if _holds(target, count):  # the same seeds give the same bytes
+            if _holds(target, count, handheld):  # the same seeds give the same bytes
                 raise _MadeElsewhere
         return target
 
@@ -291,10 +291,11 @@ def _consecutive(runs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]
         yield group
 
 
-def _holds(shard: Path, count: int) -> bool:
-    """Whether a shard is there with so many samples."""
+def _holds(shard: Path, count: int, handheld: bool) -> bool:
+    """Whether a shard is there with so many samples of that kind."""
     try:
-        return json.loads((shard / "meta.json").read_text())["count"] >= count
+        meta = json.loads((shard / "meta.json").read_text())
+        return meta["count"] >= count and meta.get("handheld", False) == handheld
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

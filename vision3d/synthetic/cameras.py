@@ -19,7 +19,7 @@ from vision3d.synthetic.scene import Vector
 from vision3d.synthetic.worlds import World
 
 HANDHELD_FIELD = (46.0, 76.0)
-"""Horizontal field of view of telephones and depth cameras, degrees."""
+"""Usual field of view along the longer side of telephones and depth cameras, degrees."""
 PROBE = 26
 _TRIES = 14
 

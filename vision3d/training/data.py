@@ -26,7 +26,7 @@ HELD_OUT_SEED = 900_000_000
 
 
 class SampleSource(Protocol):
-    """``Sample``-like objects by index: a ``ShardCache``, or :class:`RenderedWorld`."""
+    """``Sample``-like objects by index: a ``ShardCache``, :class:`RenderedWorld`, or a folder of photographs."""
 
     def __len__(self) -> int: ...
 
@@ -149,12 +149,12 @@ def describe_run(preset: str, recipe: Any, source: SampleSource, init: Any) -> d
 
     Args:
         preset: its name.
-        recipe: dataclass of the preset's settings. Its learning rate is left out: that is the trainer's, and may change
-            on resumption.
+        recipe: dataclass of the preset's settings. Learning rate and length are left out: those are the trainer's, and
+            may change on resumption.
         source: the samples.
         init: checksums of what it starts from, or None.
     """
-    settings = {name: value for name, value in asdict(recipe).items() if name != "lr"}
+    settings = {name: value for name, value in asdict(recipe).items() if name not in ("lr", "train_steps")}
     return {"preset": preset, "recipe": settings, "data": describe_source(source), "init": init}
 
 

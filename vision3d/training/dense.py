@@ -181,9 +181,9 @@ class CaptionedTask(DenseTask):
 
 
 def recipe_settings(recipe: Any) -> dict[str, Any]:
-    """The trainer's settings of a recipe that names ``lr``, ``warmup`` and ``ema``, and may name ``steps``."""
+    """The trainer's settings of a recipe that names ``lr``, ``warmup`` and ``ema``, and maybe ``train_steps``."""
     settings = {"lr": recipe.lr, "warmup": recipe.warmup, "ema": recipe.ema, "weight_decay": 1e-2}
-    steps = getattr(recipe, "steps", None)
+    steps = getattr(recipe, "train_steps", None)
     return settings if steps is None else {**settings, "steps": steps}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,99 @@ NONE = 255
 """Class of an unlabelled pixel."""
 FLOOR = 0.01
 """What the farthest inverse depth becomes where the nearest is 1: no depth is infinite that is only far."""
+NEAREST = 100.0
+"""Depth that stands for the nearest of an inverse depth without a unit: too far for losses that count metres."""
 
 
-@dataclass(frozen=True)
 class Picture:
-    """One photograph and what is known of it; the attributes are those of a rendered ``Sample``.
+    """One photograph and what is known of it; the attributes are those of a rendered ``Sample``, read when asked for.
 
-    ``depth`` is 0 and ``normals`` are zero where they are unknown. ``K`` has square pixels and is otherwise nominal.
+    Attributes:
+        image: (H, W, 3) uint8, in the size of its labels.
+        depth: (H, W) float32, 0 where it is unknown; metres, or for inverse depth without a unit far more than 80.
+        normals: (H, W, 3) float32, zero where they are unknown.
+        semantic: (H, W) uint8.
+        K: (3, 3) with square pixels, otherwise nominal.
+        caption: what the text beside it says.
     """
 
-    image: np.ndarray  # (H, W, 3) uint8
-    depth: np.ndarray  # (H, W) float32, metres, or in an unknown unit
-    normals: np.ndarray  # (H, W, 3) float32
-    semantic: np.ndarray  # (H, W) uint8
-    K: np.ndarray  # (3, 3)
-    caption: str
+    def __init__(self, path: Path, wanted: tuple[str, ...]) -> None:
+        self.path, self._wanted = path, wanted
+
+    def _label(self, name: str) -> np.ndarray | None:
+        if name == "depth":
+            return _depth(self.path)
+        if name == "normals":
+            return _array(_beside(self.path, NORMALS), 3)
+        return _grey(_beside(self.path, CLASSES), np.uint8)
+
+    @cached_property
+    def _labels(self) -> dict[str, np.ndarray]:
+        read = {name: self._label(name) for name in ("depth", "normals", "semantic") if name in self._wanted}
+        return {name: values for name, values in read.items() if values is not None}
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """See the class. Raises InputError where a label has another shape."""
+        from vision3d.io.photo import load_photo
+
+        image = load_photo(self.path).rgb8
+        size = next((values.shape[:2] for values in self._labels.values()), image.shape[:2])
+        if abs(size[0] * image.shape[1] - size[1] * image.shape[0]) > 0.02 * size[1] * image.shape[0]:
+            raise InputError(
+                f"{self.path} is {image.shape[1]}x{image.shape[0]}, its labels {size[1]}x{size[0]}",
+                "give labels of the photograph's shape",
+            )
+        if image.shape[:2] == size:
+            return image
+        import cv2
+
+        method = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_CUBIC
+        return cv2.resize(image, size[::-1], interpolation=method)
+
+    def _map(self, name: str, absent: np.ndarray) -> np.ndarray:
+        """A label, or where there is none ``absent`` in the image's size."""
+        values = self._labels.get(name) if name in self._wanted else self._label(name)
+        size = self.image.shape[:2]
+        if values is None:
+            return np.broadcast_to(absent, (*size, *absent.shape))
+        if values.shape[:2] != size:
+            raise InputError(
+                f"labels of {self.path} are {size[1]}x{size[0]} and {values.shape[1]}x{values.shape[0]}",
+                "give one size",
+            )
+        return values
+
+    @property
+    def depth(self) -> np.ndarray:
+        """See the class."""
+        return self._map("depth", np.zeros((), np.float32))
+
+    @property
+    def normals(self) -> np.ndarray:
+        """See the class."""
+        return np.nan_to_num(self._map("normals", np.zeros(3, np.float32)))
+
+    @property
+    def semantic(self) -> np.ndarray:
+        """See the class."""
+        return self._map("semantic", np.full((), NONE, np.uint8))
+
+    @property
+    def K(self) -> np.ndarray:
+        """See the class."""
+        height, width = self.image.shape[:2]
+        focal = float(max(height, width))
+        return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+
+    @property
+    def caption(self) -> str:
+        """See the class. Raises InputError for a text that is not UTF-8."""
+        file = self.path.with_suffix(".txt")
+        try:
+            return " ".join(file.read_text(encoding="utf-8").split()) if file.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} cannot be read as text", "write it as UTF-8") from error
 
 
 @dataclass
@@ -59,13 +138,14 @@ class PictureFolder:
     files: list[Path] = field(init=False)
 
     def __post_init__(self) -> None:
-        from vision3d.io.images import IMAGE_SUFFIXES
+        from vision3d.io.images import IMAGE_SUFFIXES, usable_files
 
-        photos = (
-            path
-            for path in sorted(self.folder.rglob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(LABELS)
-        )
+        photos = [p for p in usable_files(self.folder, IMAGE_SUFFIXES) if not p.name.endswith(LABELS)]
+        if photos and (photos[0].parent / "sample.json").is_file():
+            raise InputError(
+                f"{self.folder} holds rendered scenes to look at",
+                "render them with --shards to train on them",
+            )
         self.files = [path for path in photos if self._is_labelled(path)]
 
     def _is_labelled(self, photo: Path) -> bool:
@@ -78,44 +158,10 @@ class PictureFolder:
 
     def caption(self, position: int) -> str:
         """What the text beside a photograph says; empty without one."""
-        file = self.files[position].with_suffix(".txt")
-        return " ".join(file.read_text(encoding="utf-8").split()) if file.is_file() else ""
+        return self[position].caption
 
     def __getitem__(self, position: int) -> Picture:
-        from vision3d.io.photo import load_photo
-
-        photo = self.files[position]
-        image = load_photo(photo).rgb8
-        depth = _depth(photo)
-        normals = _array(_beside(photo, NORMALS), 3)
-        classes = _grey(_beside(photo, CLASSES), np.uint8)
-        known = [values for values in (depth, normals, classes) if values is not None]
-        size = known[0].shape[:2] if known else image.shape[:2]
-        if other := [values.shape[:2] for values in known if values.shape[:2] != size]:
-            raise InputError(
-                f"labels of {photo} are {size[1]}x{size[0]} and {other[0][1]}x{other[0][0]}", "give one size"
-            )
-        if abs(size[0] * image.shape[1] - size[1] * image.shape[0]) > 0.02 * size[1] * image.shape[0]:
-            raise InputError(
-                f"{photo} is {image.shape[1]}x{image.shape[0]}, its labels {size[1]}x{size[0]}",
-                "give labels of the photograph's shape",
-            )
-        if image.shape[:2] != size:
-            import cv2
-
-            smaller = size[0] < image.shape[0]
-            image = cv2.resize(
-                image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-            )
-        focal = float(max(size))
-        return Picture(
-            image,
-            np.zeros(size, np.float32) if depth is None else depth,
-            np.zeros((*size, 3), np.float32) if normals is None else np.nan_to_num(normals),
-            np.full(size, NONE, np.uint8) if classes is None else classes,
-            np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1.0]]),
-            self.caption(position),
-        )
+        return Picture(self.files[position], self.wanted)
 
     def describe(self) -> dict[str, Any]:
         """Their number and a checksum of names and sizes, for the record of a training; no paths."""
@@ -180,4 +226,4 @@ def _depth(photo: Path) -> np.ndarray | None:
         return np.zeros_like(inverse)
     low, high = inverse[known].min(), inverse[known].max()
     share = np.where(known, (inverse - low) / (high - low), 0)
-    return np.where(known, 1 / (FLOOR + share), 0).astype(np.float32)
+    return np.where(known, NEAREST / (FLOOR + share), 0).astype(np.float32)

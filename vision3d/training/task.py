@@ -34,7 +34,7 @@ class TaskOptions:
 
     Args:
         preset: name of the size and recipe, e.g. "mini" or "full".
-        data: folder of rendered samples (``ShardCache``); None renders while training.
+        data: folder of rendered samples (``ShardCache``) or of photographs; None renders while training.
         init: folder of weights to start from (a prior, an earlier export of the same task).
         batch_size: images per optimiser step and process, before accumulation.
         seed: of initialisation, order, crops, augmentation and noise.
