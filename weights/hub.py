@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +124,26 @@ def cached_snapshot(repo: str) -> Path | None:
         if part is None:
             return None
         folder = Path(part)
-    if any(folder.rglob("*config.json")) or (folder / "model_index.json").is_file():
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return to_load(folder, paths, alternatives=True)
+
+
+def to_load(folder: Path, paths: Iterable[str], *, alternatives: bool) -> Path:
+    """What a loader is given of a checkpoint: its one weight file, or the folder.
+
+    Args:
+        folder: where it lies.
+        paths: of its files in there.
+        alternatives: several weight files are the same in other formats.
+    """
+    files = list(paths)
+    weights = sorted(path for path in files if path.endswith(WEIGHT_SUFFIXES))
+    if any(path.endswith("config.json") for path in files) or not weights:
         return folder
-    weights = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES)
-    safe = [path for path in weights if path.suffix == ".safetensors"]
-    return (safe or weights)[0] if weights else folder
+    if len(weights) == 1 or alternatives:
+        safe = [path for path in weights if path.endswith(".safetensors")]
+        return folder / (safe or weights)[0]
+    return folder
 
 
 def _all_there(checkpoint: Checkpoint, repo: str, paths: list[str]) -> None:

@@ -166,16 +166,10 @@ def _check_stored(name: str, path: str, stored: StoredFile, *, always: bool) -> 
 
 def entry(name: str) -> Path:
     """What a loader is given of a pulled checkpoint: its one weight file, or the folder."""
-    root = root_of(name)
-    record = Record.read(name)
-    weights = sorted(path for path in (record.files if record else ()) if path.endswith(WEIGHT_SUFFIXES))
-    configured = any(path.endswith("config.json") for path in (record.files if record else ()))
-    if configured or not weights:
+    root, record = root_of(name), Record.read(name)
+    if record is None:
         return root
-    if len(weights) == 1 or manifest()[name].patterns:
-        safe = [path for path in weights if path.endswith(".safetensors")]
-        return root / (safe or weights)[0]
-    return root
+    return hub.to_load(root, record.files, alternatives=bool(manifest()[name].patterns))
 
 
 # Pulling ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import numpy as np
 from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
 from vision3d.evaluation.protocols import DepthRange
+from vision3d.io.depth import read_grey
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,15 +228,7 @@ def read_depth_png(path: Path, per_metre: float, *, missing: Sequence[int] = (0,
     Raises:
         InputError: not a 16-bit grey image. An 8-bit one is a picture of a depth map, not a depth map.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            raw = np.asarray(image)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a depth map ({error})", "copy it again") from error
-    if raw.ndim != 2 or raw.dtype not in (np.uint16, np.int32):
-        raise InputError(f"{path} is not a 16-bit grey image", "give depth as distributed")
+    raw = read_grey(path, 16)
     depth = raw.astype(np.float32) / np.float32(per_metre)
     depth[np.isin(raw, missing)] = 0
     return depth

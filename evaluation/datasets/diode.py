@@ -14,7 +14,7 @@ from vision3d.camera import Intrinsics
 from vision3d.errors import InputError
 from vision3d.evaluation.datasets.base import DepthSample, Entry, FileDataset, make_sample, read_rgb
 from vision3d.evaluation.protocols import DIODE_RANGE
-from vision3d.io.files import DAMAGED
+from vision3d.io.files import read_npy
 
 
 class DIODE(FileDataset):
@@ -69,9 +69,6 @@ def _mask_path(depth: Path) -> Path:
 
 
 def _load(path: Path) -> np.ndarray:
-    """(H, W) array of a ``.npy``, never pickled. Raises InputError."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except DAMAGED as error:
-        raise InputError(f"{path} cannot be read ({error})", "copy it again") from error
+    """(H, W) array of a ``.npy``. Raises InputError."""
+    array = read_npy(path)
     return array[..., 0] if array.ndim == 3 else array

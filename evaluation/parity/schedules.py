@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from vision3d.backbone.schedule import PredictionType, ddim_step, ddim_timesteps
+from vision3d.backbone.schedule import PredictionType, ddim_step, ddim_timesteps, rounded_alphas_cumprod
 from vision3d.evaluation.parity.case import UnknownVariant
 
 DEFAULTS: dict[str, Any] = {
@@ -94,14 +93,14 @@ class Schedule:
         if unknown:
             raise UnknownVariant(f"a schedule with {unknown}")
         steps = asked["num_train_timesteps"]
-        root = 0.5 if asked["beta_schedule"] == "scaled_linear" else 1.0
-        betas = torch.linspace(asked["beta_start"] ** root, asked["beta_end"] ** root, steps) ** (1 / root)
+        power = 2.0 if asked["beta_schedule"] == "scaled_linear" else 1.0
+        table = rounded_alphas_cumprod(steps, asked["beta_start"], asked["beta_end"], power)
         return cls(
             n_steps,
             steps,
             ddim_timesteps(n_steps, asked["steps_offset"], steps, asked["timestep_spacing"]),
             asked["prediction_type"],
-            torch.cumprod(1.0 - betas, dim=0).double().numpy(),
+            table.double().numpy(),
             asked["set_alpha_to_one"],
             asked["clip_sample_range"] if asked["clip_sample"] else None,
         )

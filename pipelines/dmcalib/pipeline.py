@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from vision3d.backbone.schedule import (
     to_epsilon,
     to_x0,
 )
-from vision3d.backbone.sharing import cast, share, shared_moments
+from vision3d.backbone.sharing import share, shared_moments
 from vision3d.backbone.vae import decode_features, encode_moments
 from vision3d.camera import Intrinsics
 from vision3d.device import resolve_device, resolve_dtype
@@ -94,6 +94,14 @@ class DMCalib(Residency):
         photo_encoder, depth_encoder: encoders of the photograph that were tuned with the calibration and the depth
             UNet, in place of the autoencoder's: small ones lose the thin lines that show a perspective.
     """
+
+    pixel_networks: ClassVar[tuple[str, ...]] = (
+        "vae",
+        "depth_decoder",
+        "camera_decoder",
+        "photo_encoder",
+        "depth_encoder",
+    )
 
     def __init__(
         self,
@@ -243,11 +251,9 @@ class DMCalib(Residency):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> DMCalib:
         """Moves and casts all networks; those of other pipelines are not cast."""
-        for name, network in self.networks.items():
-            if dtype is not None:
-                fitting = dtype if name.endswith("unet") else loading.pixel_dtype(dtype)
-                setattr(self, name, cast(network, fitting or dtype))
-            loading.load_weights(getattr(self, name), self._device if device is None else device)
+        self.cast_networks(self.networks, dtype)
+        for network in self.networks.values():
+            loading.load_weights(network, self._device if device is None else device)
         self._device = next(self.unet.parameters()).device
         return self
 

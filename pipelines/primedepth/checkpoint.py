@@ -25,12 +25,12 @@ from vision3d.backbone.loading import (
     open_checkpoint,
     pixel_dtype,
 )
-from vision3d.backbone.text import has_text_tower, load_text_tower
+from vision3d.backbone.text import has_text_tower, load_text_tower, tower_among
 from vision3d.backbone.vae import SCALING_FACTOR, set_group_norm_eps
 from vision3d.errors import WeightsError
 from vision3d.pipelines.primedepth.network import PredictionHead, PreimageRefiner
 
-UNET, VAE, LABELLER, TEXT = "model.diffusion_model.", "first_stage_model.", "labeller.", "cond_stage_model."
+UNET, VAE, LABELLER = "model.diffusion_model.", "first_stage_model.", "labeller."
 IN_PIXELS = ("vae", "depth_head")
 """Networks whose 16 bits would show in the result."""
 UNUSED = ("decoder", "post_quant_conv")
@@ -246,7 +246,7 @@ def load_networks(
             source.transform = keymap.as_linear
         told = partial(checkpoint_key, name, unet=config.unet)
         attach(network, source, load=False, told=told)
-    if kept is None and any(key.startswith(TEXT) for key in tensors):
+    if kept is None and tower_among(tensors):
         networks["text_encoder"] = load_text_tower(path, dtype=dtype or torch.float32, load=False)
     return networks
 

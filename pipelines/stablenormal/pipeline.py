@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from typing_extensions import override
 
 from vision3d.backbone import loading
 from vision3d.backbone.dino import Dino, load_dino
@@ -34,7 +35,6 @@ from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
 from vision3d.geometry.normals import convert_normals
 from vision3d.geometry.tiling import Tiling
-from vision3d.io.files import staged_folder
 from vision3d.memory import in_batches
 from vision3d.pipelines.stablenormal import checkpoint, imaging
 from vision3d.pipelines.stablenormal.network import (
@@ -287,15 +287,7 @@ class StableNormal(DiffusersResidency, DiffusionPipeline):
         found = [getattr(self, n) for n in (*names, "dino_controlnet", "dino")]
         return list({id(network): network for network in found if network is not None}.values())
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes one folder that holds everything: a subfolder per network, safetensors, ``model_index.json``.
-
-        Raises:
-            OutputError: the disk is full or cannot be written; nothing is left behind.
-        """
-        with staged_folder(save_directory, last="model_index.json") as staging:
-            self._save(staging, **kwargs)
-
+    @override
     def _save(self, folder: Path, **kwargs: Any) -> None:
         parts = {k: v for k, v in self.components.items() if v is not None}
         if parts.get("refine_vae") is parts["vae"]:

@@ -8,30 +8,17 @@ the other is computed as if it came from one spacing above (StableNormal, ``HEUR
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import torch
 from torch import Tensor
 
+from vision3d.backbone.schedule import STEPS as TRAIN_STEPS
+from vision3d.backbone.schedule import rounded_alphas_cumprod
 from vision3d.errors import InputError
-
-TRAIN_STEPS = 1000
-
-
-@lru_cache(maxsize=1)
-def _cumulative() -> Tensor:
-    """Cumulative products of ``1 - beta`` as the published scheduler has them: in float32 from the first step on.
-
-    At small timesteps ``1 - abar`` differs by 2e-5 from the exact one, which the tolerance of the stored recurrence
-    resolves.
-    """
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TRAIN_STEPS, dtype=torch.float32) ** 2
-    return torch.cumprod(1.0 - betas, dim=0)
 
 
 def _levels(t: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Shares of signal and noise at a timestep, as scalars of the dtype and device of ``like``."""
-    abar = _cumulative()[t]
+    abar = rounded_alphas_cumprod()[t]
     return (abar**0.5).to(like), ((1 - abar) ** 0.5).to(like)
 
 

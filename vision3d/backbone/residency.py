@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,15 @@ class Residency:
     _device: torch.device = torch.device("cpu")
     _memory_budget: int | None = None
     _sequential: bool = False
+    pixel_networks: ClassVar[tuple[str, ...]] = ("vae",)
+    """Attributes that stay in 32 bits where the others have 16, see :func:`vision3d.backbone.loading.pixel_dtype`."""
+
+    def cast_networks(self, networks: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+        """Puts networks of another floating type in the place of these attributes; None leaves them as they are."""
+        for name, network in networks.items():
+            if dtype is not None and isinstance(network, nn.Module):
+                fitting = loading.pixel_dtype(dtype) if name in self.pixel_networks else dtype
+                setattr(self, name, cast(network, fitting or dtype))
 
     def used_parts(self, network: nn.Module) -> tuple[str, ...]:
         """Parts of a network that are ever run, the only ones to be read from disk; () is all of it."""
@@ -81,8 +90,6 @@ class DiffusersResidency(Residency):
 
     components: dict[str, Any]
     unet: Any
-    pixel_networks: ClassVar[tuple[str, ...]] = ("vae",)
-    """Components that stay in 32 bits where the others have 16, see :func:`vision3d.backbone.loading.pixel_dtype`."""
 
     @classmethod
     def components_among(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -111,25 +118,27 @@ class DiffusersResidency(Residency):
         dtype = kwargs.pop("dtype", None) or next((a for a in args if isinstance(a, torch.dtype)), None)
         places = [a for a in args if not isinstance(a, torch.dtype)]
         moves = bool(places or kwargs)
-        for name, network in self.components.items():
+        self.cast_networks(self.components, dtype)
+        for network in self.components.values():
             if isinstance(network, nn.Module):
-                if dtype is not None:
-                    fitting = loading.pixel_dtype(dtype) if name in self.pixel_networks else dtype
-                    setattr(self, name, cast(network, fitting or dtype))
-                loading.load_weights(getattr(self, name), None if moves else self._device)
+                loading.load_weights(network, None if moves else self._device)
         if moves:
             super().to(*places, **kwargs)  # type: ignore[misc]
             self._device = self.unet.device
         return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes a diffusers folder, all of it or nothing: one subfolder per network, safetensors.
+        """Writes one folder, all of it or nothing: a subfolder per network, safetensors, ``model_index.json``.
 
         Raises:
-            OutputError: the disk is full or cannot be written.
+            OutputError: the disk is full or cannot be written; nothing is left behind.
         """
+        with staged_folder(save_directory, last="model_index.json") as staging:
+            self._save(staging, **kwargs)
+
+    def _save(self, folder: Path, **kwargs: Any) -> None:
+        """Writes all of it into a folder that is nobody's yet."""
         for network in self.components.values():
             if isinstance(network, nn.Module):
                 loading.load_weights(network)
-        with staged_folder(save_directory, last="model_index.json") as staging:
-            super().save_pretrained(str(staging), **kwargs)  # type: ignore[misc]
+        super().save_pretrained(str(folder), **kwargs)  # type: ignore[misc]

@@ -27,6 +27,24 @@ def alphas_cumprod(steps: int = STEPS, beta_start: float = 0.00085, beta_end: fl
     return values
 
 
+@lru_cache(maxsize=8)
+def rounded_alphas_cumprod(
+    steps: int = STEPS, beta_start: float = 0.00085, beta_end: float = 0.012, power: float = 2.0
+) -> Tensor:
+    """The same as diffusers' schedulers have them: in float32 from the first step on.
+
+    At small timesteps ``1 - abar`` differs by 2e-5 from the exact one, which exact comparisons resolve.
+
+    Args:
+        steps: of the schedule.
+        beta_start, beta_end: its first and last beta.
+        power: of what runs evenly between their roots: 2 for ``scaled_linear`` betas, 1 for ``linear`` ones.
+    """
+    root = 1 / power
+    betas = torch.linspace(beta_start**root, beta_end**root, steps, dtype=torch.float32) ** power
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
 def alpha_sigma(t: int | Tensor, like: Tensor, table: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
     """``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, shaped to broadcast over ``like`` (B, ...).
 
@@ -48,39 +66,27 @@ def add_noise(x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
     return alpha * x0 + sigma * noise
 
 
-def to_x0(
-    model_out: Tensor,
-    x_t: Tensor,
-    t: int | Tensor,
-    prediction_type: PredictionType,
-    table: np.ndarray | None = None,
-) -> Tensor:
+def to_x0(model_out: Tensor, x_t: Tensor, t: int | Tensor, prediction_type: PredictionType) -> Tensor:
     """The clean sample that a model output of the given parameterisation stands for."""
-    alpha, sigma = alpha_sigma(t, x_t, table)
-    if prediction_type == "epsilon":
-        return (x_t - sigma * model_out) / alpha
-    if prediction_type == "v_prediction":
-        return alpha * x_t - sigma * model_out
-    if prediction_type == "sample":
-        return model_out
-    raise ValueError(f"unknown prediction type {prediction_type!r}")
+    return _parts(model_out, x_t, alpha_sigma(t, x_t), prediction_type)[0]
 
 
-def to_epsilon(
-    model_out: Tensor,
-    x_t: Tensor,
-    t: int | Tensor,
-    prediction_type: PredictionType,
-    table: np.ndarray | None = None,
-) -> Tensor:
+def to_epsilon(model_out: Tensor, x_t: Tensor, t: int | Tensor, prediction_type: PredictionType) -> Tensor:
     """The noise that a model output of the given parameterisation stands for."""
-    alpha, sigma = alpha_sigma(t, x_t, table)
+    return _parts(model_out, x_t, alpha_sigma(t, x_t), prediction_type)[1]
+
+
+def _parts(
+    model_out: Tensor, x_t: Tensor, levels: tuple[Tensor, Tensor], prediction_type: PredictionType
+) -> tuple[Tensor, Tensor]:
+    """Clean sample and noise that a model output stands for, at these shares of signal and noise."""
+    alpha, sigma = levels
     if prediction_type == "epsilon":
-        return model_out
+        return (x_t - sigma * model_out) / alpha, model_out
     if prediction_type == "v_prediction":
-        return sigma * x_t + alpha * model_out
+        return alpha * x_t - sigma * model_out, sigma * x_t + alpha * model_out
     if prediction_type == "sample":
-        return (x_t - alpha * model_out) / sigma
+        return model_out, (x_t - alpha * model_out) / sigma
     raise ValueError(f"unknown prediction type {prediction_type!r}")
 
 
@@ -139,8 +145,7 @@ def ddim_step(
         table: ``abar`` of every step; Stable Diffusion's by default.
     """
     previous = t - train_steps // n_steps
-    x0 = to_x0(model_out, sample, t, prediction_type, table)
-    noise = to_epsilon(model_out, sample, t, prediction_type, table)
+    x0, noise = _parts(model_out, sample, alpha_sigma(t, sample, table), prediction_type)
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
     if previous < 0 and to_one:

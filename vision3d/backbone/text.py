@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -55,6 +55,7 @@ __all__ = [
     "load_text_tower",
     "to_open_clip",
     "tokenise",
+    "tower_among",
 ]
 
 Layer = Literal["last", "penultimate"]
@@ -176,9 +177,12 @@ def has_text_tower(source: Path) -> bool:
     Raises:
         WeightsError: a file that cannot be read.
     """
-    if source.is_dir():
-        return (source / "text_encoder").is_dir()
-    return any(name.startswith(_PREFIXES) for name in open_checkpoint(source))
+    return (source / "text_encoder").is_dir() if source.is_dir() else tower_among(open_checkpoint(source))
+
+
+def tower_among(names: Iterable[str]) -> bool:
+    """Whether tensors of a text tower are among those of a single file."""
+    return any(name.startswith(_PREFIXES) for name in names)
 
 
 def _bare(name: str) -> str:

@@ -69,6 +69,24 @@ def read_depth_png(path: Path) -> np.ndarray:
     return np.where(numbers > 0, numbers * scale + offset, np.nan).astype(np.float32)
 
 
+def read_grey(path: Path, bits: int) -> np.ndarray:
+    """(H, W) numbers of a grey picture of 8 or 16 bits, as stored.
+
+    Raises:
+        InputError: not such a picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            numbers = np.asarray(image)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a picture ({error})", "copy it again") from error
+    if numbers.ndim != 2 or numbers.dtype not in ((np.uint16, np.int32) if bits == 16 else (np.uint8,)):
+        raise InputError(f"{path} is no grey picture of {bits} bits", "write it as such a PNG")
+    return numbers
+
+
 def write_exr(path: Path, channels: dict[str, np.ndarray], text: dict[str, str] | None = None) -> None:
     """OpenEXR 2 scanline file of 32-bit float channels with lossless ZIP compression.
 

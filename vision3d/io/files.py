@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vision3d.errors import OutputError
+from vision3d.errors import InputError, OutputError
 from vision3d.io.locks import try_lock, unlock_and_close
 
 if TYPE_CHECKING:
@@ -292,6 +292,20 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def read_npy(path: Path, hint: str = "copy it again") -> np.ndarray:
+    """The array of a ``.npy``, never pickled.
+
+    Raises:
+        InputError: it cannot be read; ``hint`` says what to do.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except DAMAGED as error:
+        raise InputError(f"{path} cannot be read ({error})", hint) from error
 
 
 def atomic_write_npy(path: str | os.PathLike[str], array: np.ndarray) -> None:

@@ -145,10 +145,8 @@ def _is_finished(folder: Path, seed: int, size: tuple[int, int], handheld: bool)
         return False
     if not isinstance(document, dict) or not all((folder / name).is_file() for name in FILES):
         return False
-    wanted = {"seed": seed, "size": list(size), "version": __version__}
-    if document.get("handheld", False) != handheld:
-        return False
-    return all(document.get(name) == value for name, value in wanted.items())
+    wanted = {"seed": seed, "size": list(size), "version": __version__, "handheld": handheld}
+    return all({"handheld": False, **document}.get(name) == value for name, value in wanted.items())
 
 
 def _save(sample, folder: Path, handheld: bool) -> None:  # type: ignore[no-untyped-def]

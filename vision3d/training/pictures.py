@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from vision3d.errors import InputError
+from vision3d.io.depth import read_grey
+from vision3d.io.files import read_npy
 
 DEPTHS = ("_depth.npy", "_depth.png", "_inverse.npy")
 NORMALS, CLASSES = "_normals.npy", "_classes.png"
@@ -53,7 +55,8 @@ class Picture:
             return _depth(self.path)
         if name == "normals":
             return _array(_beside(self.path, NORMALS), 3)
-        return _grey(_beside(self.path, CLASSES), np.uint8)
+        classes = _beside(self.path, CLASSES)
+        return read_grey(classes, 8) if classes.is_file() else None
 
     @cached_property
     def _labels(self) -> dict[str, np.ndarray]:
@@ -182,10 +185,7 @@ def _array(file: Path, channels: int) -> np.ndarray | None:
     """A stored map (H, W) or (H, W, channels) as float32, or None where there is none."""
     if not file.is_file():
         return None
-    try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file} cannot be read", "write it with numpy.save") from error
+    values = read_npy(file, "write it with numpy.save")
     shape = values.shape[2:] if channels > 1 else ()
     if values.dtype.kind != "f" or values.ndim != 2 + len(shape) or shape not in ((), (channels,)):
         raise InputError(
@@ -197,27 +197,14 @@ def _array(file: Path, channels: int) -> np.ndarray | None:
     return values.astype(np.float32)
 
 
-def _grey(file: Path, kind: type) -> np.ndarray | None:
-    if not file.is_file():
-        return None
-    import cv2
-
-    values = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-    if values is None or values.ndim != 2 or values.dtype != kind:
-        raise InputError(
-            f"{file} is no grey picture of {8 * np.dtype(kind).itemsize} bits", "write it as such a PNG"
-        )
-    return values
-
-
 def _depth(photo: Path) -> np.ndarray | None:
     """Depth (H, W) float32, 0 where it is unknown, or None for a photograph without."""
     metres = _array(_beside(photo, DEPTHS[0]), 1)
     if metres is not None:
         return np.where(metres > 0, metres, 0)  # NaN is not above 0
-    millimetres = _grey(_beside(photo, DEPTHS[1]), np.uint16)
-    if millimetres is not None:
-        return millimetres.astype(np.float32) / 1000
+    millimetres = _beside(photo, DEPTHS[1])
+    if millimetres.is_file():
+        return read_grey(millimetres, 16).astype(np.float32) / 1000
     inverse = _array(_beside(photo, DEPTHS[2]), 1)
     if inverse is None:
         return None
