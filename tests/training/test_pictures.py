@@ -76,7 +76,7 @@ def test_a_photograph_takes_the_size_of_its_labels(tmp_path):
         ("a_depth.npy", ramp()[None], r"shape \(1, 90, 120\)"),
         ("a_depth.npy", ramp().astype(np.int32), "int32"),
         ("a_depth.npy", np.array([{}]), "cannot be read"),
-        ("a_depth.png", np.zeros(SIZE, np.uint8), "no grey picture of 16 bits"),
+        ("a_depth.png", np.zeros(SIZE, np.uint8), "not a 16-bit grey picture"),
         ("a_normals.npy", ramp(), r"give \(H, W, 3\)"),
     ],
 )

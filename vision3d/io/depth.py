@@ -83,7 +83,7 @@ def read_grey(path: Path, bits: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a picture ({error})", "copy it again") from error
     if numbers.ndim != 2 or numbers.dtype not in ((np.uint16, np.int32) if bits == 16 else (np.uint8,)):
-        raise InputError(f"{path} is no grey picture of {bits} bits", "write it as such a PNG")
+        raise InputError(f"{path} is not a {bits}-bit grey picture", "write it as such a PNG")
     return numbers
 
 
