@@ -72,7 +72,9 @@ def transformer_with_maps(block: Any, x: Tensor, context: Tensor) -> tuple[Tenso
     out, cross_map = attention_with_map(layer.attn2, layer.norm2(h), context)
     h = h + out
     h = h + layer.ff(layer.norm3(h))
-    return rearrange(block.proj_out(h), "b (y x) c -> b c y x", y=height) + x, (self_map, cross_map)
+    # contiguous, as published: convolutions of another layout would copy their weights at every call
+    out = rearrange(block.proj_out(h), "b (y x) c -> b c y x", y=height).contiguous()
+    return out + x, (self_map, cross_map)
 
 
 def pool_maps(maps: tuple[Tensor, Tensor], height: int, width: int) -> Tensor:

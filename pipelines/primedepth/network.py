@@ -22,7 +22,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from vision3d.backbone.attention import CELLS
-from vision3d.backbone.unet import upsample, walk
+from vision3d.backbone.unet import residual_block, upsample, walk
 from vision3d.backbone.vae import decode_features, set_group_norm_eps
 
 TIMESTEP = 1
@@ -136,7 +136,7 @@ class RefinerBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """Block output before its upsampler, ``(B, out_channels, h, w)``."""
-        h = self.resnet(x, temb)
+        h = residual_block(self.resnet, x, temb)
         if self.attention is not None:
             h = self.attention(h, encoder_hidden_states=context, return_dict=False)[0]
         return h

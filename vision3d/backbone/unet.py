@@ -19,7 +19,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.resnet import Upsample2D
+from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import rearrange
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ from vision3d.backbone.attention import (
     pooled_attention,
 )
 from vision3d.errors import InputError
+
+MANY_WEIGHTS = 10 << 20
+"""Weights of a convolution from which on oneDNN is slow where pixels are few (measured)."""
+FEW_PIXELS = 256
+"""Pixels of a batch up to which a matrix product is faster then (measured with one and with two threads)."""
 
 ALIASES = {"s5": "u0r1", "s4": "u1a1", "s3": "u2a1", "s2": "u3a1"}
 
@@ -120,12 +125,60 @@ def transformer_with_maps(block: Transformer2DModel, x: Tensor, context: Tensor)
     h = rearrange(h, "b (y x) c -> b c y x", y=height)
     if not block.use_linear_projection:
         h = block.proj_out(h)
-    return h + x, torch.cat(maps, dim=1).to(x.dtype)
+    # The sum takes the memory layout of its first operand: x keeps the one that the convolutions after it expect.
+    return x + h, torch.cat(maps, dim=1).to(x.dtype)
+
+
+def _has_few_pixels(x: Tensor) -> bool:
+    """Whether large convolutions of ``x`` are better done as matrix products (fp32 on CPUs, outside autograd)."""
+    inference = not torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32
+    return inference and x.shape[0] * x.shape[-2] * x.shape[-1] <= FEW_PIXELS
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether calling it does more than its class says: hooks, or weights that are brought for the call."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """``conv(x)``, ``(B, C', h, w)``, up to rounding.
+
+    Where many weights meet few pixels on a CPU, this is one matrix product. oneDNN would bring the weights into a
+    layout of its own at every call, which takes longer than the arithmetic: up to four times at 4 x 4 pixels.
+    """
+    if not (
+        type(conv) is nn.Conv2d
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+        and conv.weight.numel() >= MANY_WEIGHTS
+        and conv.weight.is_contiguous()
+        and not _is_watched(conv)
+        and _has_few_pixels(x)
+    ):
+        return conv(x)
+    columns = F.unfold(x, 3, padding=1).transpose(0, 1).flatten(1)  # [C * 9, B * h * w]
+    out = torch.addmm(conv.bias[:, None], conv.weight.flatten(1), columns)
+    return out.unflatten(1, (x.shape[0], *x.shape[-2:])).transpose(0, 1).contiguous()
+
+
+def residual_block(block: ResnetBlock2D, x: Tensor, temb: Tensor) -> Tensor:
+    """``block(x, temb)`` with the convolutions of :func:`convolve`, ``(B, C', h, w)``."""
+    stock = block.time_embedding_norm != "default" or block.skip_time_act or block.up or block.down
+    if stock or block.time_emb_proj is None or not _has_few_pixels(x) or _is_watched(block):
+        return block(x, temb)
+    h = convolve(block.conv1, block.nonlinearity(block.norm1(x)))
+    h = h + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
+    h = convolve(block.conv2, block.dropout(block.nonlinearity(block.norm2(h))))
+    shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
+    return (shortcut + h) / block.output_scale_factor
 
 
 def upsample(upsampler: Upsample2D, x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbour enlargement to exactly ``size`` (the next skip's), then the upsampler's convolution."""
-    return upsampler.conv(F.interpolate(x, size=list(size), mode="nearest"))
+    return convolve(upsampler.conv, F.interpolate(x, size=list(size), mode="nearest"))
 
 
 def _attended(block: Transformer2DModel, x: Tensor, context: Tensor) -> Tensor:
@@ -186,7 +239,7 @@ def walk(
             level, "attentions", [None] * len(level.resnets)
         )
         for resnet, attention in zip(level.resnets, attentions, strict=True):
-            h, maps = run(level, resnet, h, temb), None
+            h, maps = run(level, partial(residual_block, resnet), h, temb), None
             if attention is not None:
                 h, maps = attend(level, attention, h)
             h = inject(h)
@@ -197,9 +250,9 @@ def walk(
             skips.append(h)
             yield Tap(f"d{len(skips) - 1}", h)
 
-    h = unet.mid_block.resnets[0](h, temb)
+    h = residual_block(unet.mid_block.resnets[0], h, temb)
     h, maps = attend(unet.mid_block, unet.mid_block.attentions[0], h)
-    h = unet.mid_block.resnets[1](h, temb)
+    h = residual_block(unet.mid_block.resnets[1], h, temb)
     yield Tap("mid", h, maps)
     if residuals is not None:
         skips = [skip + added.to(skip) for skip, added in zip(skips, residuals[0], strict=True)]
@@ -211,7 +264,7 @@ def walk(
         for j, (resnet, attention) in enumerate(zip(level.resnets, attentions, strict=True)):
             h = torch.cat([h, skips.pop()], dim=1)
             yield Tap(f"in{position}", h)
-            h, maps = run(level, resnet, h, temb), None
+            h, maps = run(level, partial(residual_block, resnet), h, temb), None
             yield Tap(f"u{b}r{j}", h)
             if attention is not None:
                 h, maps = attend(level, attention, h)
