@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vision3d.backbone import loading
 from vision3d.backbone.residency import Residency
@@ -36,7 +37,7 @@ from vision3d.backbone.vae import decode_features, encode_moments
 from vision3d.camera import Intrinsics
 from vision3d.device import resolve_device, resolve_dtype
 from vision3d.errors import InputError, WeightsError
-from vision3d.io.files import atomic_write_json, staged_folder
+from vision3d.io.files import atomic_write_json
 from vision3d.memory import in_batches
 from vision3d.pipelines.dmcalib import checkpoint as files
 from vision3d.pipelines.dmcalib.camera_image import (
@@ -216,16 +217,9 @@ class DMCalib(Residency):
         pipeline.place(place, memory, *pipeline.networks.values())
         return pipeline
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder of the released layout, with autoencoder, embeddings of the prompts, and an index.
-
-        Raises:
-            OutputError: the disk is full or cannot be written; nothing is left behind.
-        """
-        with staged_folder(folder, last=INDEX) as staging:
-            self._save(staging)
-
-    def _save(self, folder: Path) -> None:
+    @override
+    def _save(self, folder: Path) -> None:  # type: ignore[override]
+        """The released layout, with autoencoder, embeddings of the prompts, and an index."""
         from safetensors.torch import save_file
 
         for network in self.networks.values():

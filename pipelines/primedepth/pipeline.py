@@ -208,10 +208,12 @@ class PrimeDepth(DiffusersResidency, DiffusionPipeline):
         }
         for name, kind in kinds.items():
             if (folder / name).is_dir():
-                floating = loading.pixel_dtype(dtype) if name in IN_PIXELS else dtype
-                unused = UNUSED if name == "vae" else ()
                 networks[name] = loading.load_component(
-                    kind, folder / name, dtype=floating, load=False, optional=unused
+                    kind,
+                    folder / name,
+                    dtype=PrimeDepth.network_dtype(name, dtype),
+                    load=False,
+                    optional=UNUSED if name == "vae" else (),
                 )
         missing = [n for n in ("vae", "unet", "refiner", "depth_head") if n not in networks]
         if missing:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from vision3d.backbone import loading
 from vision3d.backbone.sharing import cast
@@ -35,12 +35,29 @@ class Residency:
     pixel_networks: ClassVar[tuple[str, ...]] = ("vae",)
     """Attributes that stay in 32 bits where the others have 16, see :func:`vision3d.backbone.loading.pixel_dtype`."""
 
+    @classmethod
+    def network_dtype(cls, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Floating type of the network in an attribute, beside networks of ``dtype``."""
+        return loading.pixel_dtype(dtype) if name in cls.pixel_networks else dtype
+
     def cast_networks(self, networks: Mapping[str, Any], dtype: torch.dtype | None) -> None:
         """Puts networks of another floating type in the place of these attributes; None leaves them as they are."""
         for name, network in networks.items():
             if dtype is not None and isinstance(network, nn.Module):
-                fitting = loading.pixel_dtype(dtype) if name in self.pixel_networks else dtype
-                setattr(self, name, cast(network, fitting or dtype))
+                setattr(self, name, cast(network, self.network_dtype(name, dtype) or dtype))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes one folder, all of it or nothing: a subfolder per network, safetensors, ``model_index.json``.
+
+        Raises:
+            OutputError: the disk is full or cannot be written; nothing is left behind.
+        """
+        with staged_folder(save_directory, last="model_index.json") as staging:
+            self._save(staging, **kwargs)
+
+    def _save(self, folder: Path, **kwargs: Any) -> None:
+        """Writes all of it into a folder that is nobody's yet."""
+        raise NotImplementedError
 
     def used_parts(self, network: nn.Module) -> tuple[str, ...]:
         """Parts of a network that are ever run, the only ones to be read from disk; () is all of it."""
@@ -127,18 +144,9 @@ class DiffusersResidency(Residency):
             self._device = self.unet.device
         return self
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes one folder, all of it or nothing: a subfolder per network, safetensors, ``model_index.json``.
-
-        Raises:
-            OutputError: the disk is full or cannot be written; nothing is left behind.
-        """
-        with staged_folder(save_directory, last="model_index.json") as staging:
-            self._save(staging, **kwargs)
-
+    @override
     def _save(self, folder: Path, **kwargs: Any) -> None:
-        """Writes all of it into a folder that is nobody's yet."""
         for network in self.components.values():
             if isinstance(network, nn.Module):
                 loading.load_weights(network)
-        super().save_pretrained(str(folder), **kwargs)  # type: ignore[misc]
+        super(Residency, self).save_pretrained(str(folder), **kwargs)  # type: ignore[misc]
